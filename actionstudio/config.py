@@ -113,12 +113,12 @@ class Run(Record, kw_only=True, frozen=True):
         "Contradictions and impossible numbers, as (key, reason)."
         yield from _refused(self)
 
-# %% ../nbs/30_config.ipynb #e4cd90e2
+# %% ../nbs/30_config.ipynb #906ad7d6
 _AT_LEAST_1 = ('lora_r', 'lora_alpha', 'row_tokens', 'micro_batch', 'grad_accum', 'budget', 'log_every', 'save_every', 'keep')
 
 def _refused(r: Run) -> Iterator[tuple[str, str]]:
     for key in ('model', 'data', 'out'):
-        if not getattr(r, key).strip() or '\0' in getattr(r, key): yield key, f'found {shown(getattr(r, key))}, expected the path of a folder'
+        if not (v := getattr(r, key)).strip() or '\0' in v: yield key, f'found {shown(v)}, expected the path of a folder'
     for key in _AT_LEAST_1:
         if (n := getattr(r, key)) is not None and n < 1: yield key, f'found {n}, expected 1 or more'
     if not 0 < r.lr < 1: yield 'lr', f'found {r.lr}, expected more than 0 and less than 1'
@@ -127,25 +127,26 @@ def _refused(r: Run) -> Iterator[tuple[str, str]]:
     if not 0 < r.max_grad_norm < math.inf: yield 'max_grad_norm', f'found {r.max_grad_norm}, expected more than 0'
     if r.epochs is not None and not 0 < r.epochs < math.inf: yield 'epochs', f'found {r.epochs}, expected more than 0'
     if not 0 <= r.seed < 2**32: yield 'seed', f'found {r.seed}, expected 0 or more and less than 2**32'
-    if r.epochs is not None and r.budget is not None: yield 'budget', f'found {r.budget} beside `epochs` {r.epochs}, expected one of the two'
+    if None not in (r.epochs, r.budget): yield 'budget', f'found {r.budget} beside `epochs` {r.epochs}, expected one of the two'
     if r.regime == 'full':
         for f in msgspec.structs.fields(r):
             if f.name.startswith('lora_') and getattr(r, f.name) != _default(f):
                 yield f.name, f'found {shown(getattr(r, f.name))} with `regime` full, expected it only with lora or qlora'
-    if not r.lora_targets or len(set(r.lora_targets)) < len(r.lora_targets): yield 'lora_targets', f'found {shown(r.lora_targets)}, expected names, each once'
+    if not 0 < len(r.lora_targets) == len(set(r.lora_targets)):
+        yield 'lora_targets', f'found {shown(r.lora_targets)}, expected names, each once'
     for key in ('model', 'data'):
         if Path(r.out) == Path(getattr(r, key)): yield 'out', f'found the folder of `{key}`, expected a folder of its own'
 
 def _default(f): return f.default if f.default_factory is msgspec.NODEFAULT else f.default_factory()
 
-# %% ../nbs/30_config.ipynb #7a424c37
+# %% ../nbs/30_config.ipynb #766a899d
 def field_table(
     kind: type[Record],  # A class of an imported module, since its comments are read from its file
 ) -> list[dict[str, str]]:  # One row a field: key, type, default (`required` where there is none), meaning
     "The fields of a record with their defaults, and the comments that stand beside them."
     notes = dict(re.findall(r'^    (\w+): [^#\n]*# (.+)$', inspect.getsource(kind), re.M))
-    return [{'key': f.name, 'expects': _expected(f.type), 'default': 'required' if f.required else shown(_default(f)), 'meaning': notes[f.name]}
-            for f in msgspec.structs.fields(kind)]
+    return [{'key': f.name, 'expects': _expected(f.type), 'default': 'required' if f.required else shown(_default(f)),
+             'meaning': notes[f.name]} for f in msgspec.structs.fields(kind)]
 
 # %% ../nbs/30_config.ipynb #da8ff5cb
 def global_batch(
@@ -174,7 +175,7 @@ def passes(
 
 Run.passes = property(passes)
 
-# %% ../nbs/30_config.ipynb #3c698dc3
+# %% ../nbs/30_config.ipynb #8aa68e58
 def _lines(node, path) -> dict[str, int]:
     "Key → line of a YAML mapping; a key that stands twice is refused."
     lines = {}
@@ -188,15 +189,16 @@ def _mapping(path) -> tuple[dict, dict[str, int]]:
     "Values and line numbers of a YAML file that holds one mapping."
     try: text = Path(path).read_text(encoding='utf-8')
     except OSError as e: raise InputError(f'{path}: found no readable file ({e.strerror}), expected a run file in YAML') from None
-    except UnicodeDecodeError as e: raise InputError(f'{path}: found a byte that is not UTF-8 at {e.start}, expected a run file in YAML') from None
+    except UnicodeDecodeError as e: raise InputError(f'{path}: found byte {e.start} not UTF-8, expected a run file in YAML') from None
     try: node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.MarkedYAMLError as e:
         raise InputError(f'{path}:{e.problem_mark.line + 1}: found no YAML ({e.problem}), expected one `key: value` a line') from None
-    except (yaml.YAMLError, ValueError) as e: raise InputError(f'{path}: found no YAML ({" ".join(str(e).split())}), expected one `key: value` a line') from None
+    except (yaml.YAMLError, ValueError) as e:
+        raise InputError(f'{path}: found no YAML ({" ".join(str(e).split())}), expected one `key: value` a line') from None
     if not isinstance(values, dict): raise InputError(f'{path}: found {_found(values)}, expected YAML with one `key: value` a line')
     return values, _lines(node, path)
 
-# %% ../nbs/30_config.ipynb #da3d0943
+# %% ../nbs/30_config.ipynb #aeaaf0dd
 def read_run(
     path: str | Path,  # YAML file; relative folders in it count from the current directory
     **overrides: Any,  # Win over the file; `None` takes a key back to its default, where the default is null
@@ -208,13 +210,14 @@ def read_run(
         where = 'override' if e.key in overrides else f'{path}:{lines[e.key]}' if e.key in lines else f'{path}'
         raise InputError(f'{where}: {e}') from None
     useless = sorted(k for k in values if run.regime == 'full' and k.startswith('lora_'))
-    if useless: raise InputError(f'{path}:{lines[useless[0]]}: key `{useless[0]}`: found with `regime` full, expected it only with lora or qlora')
+    for k in useless: raise InputError(f'{path}:{lines[k]}: key `{k}`: found with `regime` full, expected it only with lora or qlora')
     return run
 
-# %% ../nbs/30_config.ipynb #634ec31b
+# %% ../nbs/30_config.ipynb #26d1fe7e
 def to_yaml(
     run: Run,
 ) -> str:  # YAML; `read_run` gives an equal `Run` back
     "The shortest run file that says the same."
-    said = {f.name: getattr(run, f.name) for f in msgspec.structs.fields(run) if f.required or getattr(run, f.name) != _default(f)}
-    return yaml.safe_dump(said, sort_keys=False, default_flow_style=None, width=10**6)
+    values = [(f, getattr(run, f.name)) for f in msgspec.structs.fields(run)]
+    said = {f.name: v for f, v in values if f.required or v != _default(f)}
+    return yaml.safe_dump(said, sort_keys=False, width=10**6)
