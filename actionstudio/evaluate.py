@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ApiScores', 'api_scores', 'ArgumentScores', 'argument_scores', 'irrelevance_score', 'last_turn', 'prompt_of',
-           'Generation', 'generate', 'Row', 'Scores', 'score']
+           'Generation', 'generate', 'Row', 'Scores', 'score', 'evaluate_file']
 
-# %% ../nbs/41_evaluate.ipynb #6a95db95
+# %% ../nbs/41_evaluate.ipynb #f625a2e9
 import hashlib
 import os
 import re
@@ -18,9 +18,12 @@ from typing import Any, Callable, Iterable
 import msgspec
 from msgspec import Struct
 
+from .certify import load_tokenizer
+from .model import model_folder, weights_hash
 from .parse import parse_tool_calls
 from .render import render
 from .schema import InputError, ToolCall, Trajectory, shown
+from .store import fingerprint, read, save_json, stage
 
 # %% ../nbs/41_evaluate.ipynb #82beb52c
 def _pair(c, place):  # (name, arguments) of a call as the parser gives it, or of a `ToolCall`
@@ -331,3 +334,36 @@ def _repr_html_(self):
             (f'<table><tr><th>id</th><th>verdict</th><th>true</th><th>predicted</th><th>text</th></tr>{body}</table>' if wrong else ''))
 
 Scores._repr_html_ = _repr_html_
+
+# %% ../nbs/41_evaluate.ipynb #f014161d
+def evaluate_file(
+    model: str | Path,                   # Model folder
+    source: str | Path,                  # Unified Format 2.0; the last assistant turn of each run is the truth
+    out: str | Path,                     # Gets `generations.jsonl`, `scores.json`, `report.json`
+    chat_template: str | Path | None = None,  # A Jinja file in place of the tokenizer's own template
+    adapter: str | Path | None = None,   # An adapter folder, applied on top of `model`
+    batch_size: int = 16,                # Prompts at once
+    max_new_tokens: int = 256,
+    force: bool = False,                 # Replace what another command made
+    progress: Callable = lambda x, label: x,
+) -> dict:                               # The report
+    "Generate and score."
+    options = {'command': 'evaluate', 'batch_size': batch_size, 'max_new_tokens': max_new_tokens, 'source': fingerprint(source), 'model': weights_hash(model_folder(model)),
+               'adapter': adapter and fingerprint(Path(adapter)/'adapter_model.safetensors'), 'chat_template': chat_template and fingerprint(chat_template)}
+    def work(folder):
+        ts, loaded, tok = [Trajectory.from_dict(d) for d in read(source)], _load(model, adapter), load_tokenizer(adapter or model)
+        template = Path(chat_template).read_text(encoding='utf-8') if chat_template else None
+        wrote = generate(ts, loaded, tok, template, batch_size, max_new_tokens, folder/'generations.jsonl', lambda batches: progress(batches, 'generate'))
+        scores = score(ts, wrote)
+        save_json(folder/'scores.json', scores.to_dict())
+        return {'queries': scores.queries, 'f1': scores.api.f1, 'precision': scores.api.precision, 'recall': scores.api.recall, 'argument_match': scores.arguments.exact,
+                'irrelevance': scores.irrelevance, 'accuracy': scores.accuracy, 'verdicts': scores.verdicts(), 'unfinished': scores.unfinished}
+    return stage(out, options, work, force, resumes=True)
+
+def _load(model, adapter):
+    from transformers import AutoModelForCausalLM
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype='auto', local_files_only=True)
+    if adapter:
+        from peft import PeftModel
+        loaded = PeftModel.from_pretrained(loaded, adapter)
+    return loaded.eval()

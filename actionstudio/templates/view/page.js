@@ -11,7 +11,7 @@
   const el = (tag, name, ...inside) => {
     const node = document.createElement(tag);
     if (name) node.className = name;
-    node.append(...inside.filter(x => x !== null));
+    node.append(...inside);
     return node;
   };
   // Escapes stand between U+FDD0 and U+FDD1; every second part of the split is one.
@@ -76,7 +76,7 @@
       turn.append(run(r, tokens.length));
     }
     before.replaceChildren(...(row.before ? row.before.map(message) : [el('p', '', 'No trajectory was given for this row.')]));
-    if (row.tools.length) before.prepend(folded(false, `${row.tools.length} tools`, el('div', 'message', el('div', 'body', ...row.tools.map(tool)))));
+    if (row.tools.length) before.prepend(folded(false, `tools: ${row.tools.length}`, el('div', 'message', el('div', 'body', ...row.tools.map(tool)))));
     before.scrollTop = after.scrollTop = 0;
     head();
     $('token').textContent = 'Point at a token, or click one: its id, field and message appear here.';
@@ -88,7 +88,7 @@
     const legend = el('p', 'legend', ...page.fields.map(f => el('span', '', el('span', `run trained ${css(f)}`, f), ` ${number(per.get(f) || 0)}`)),
       el('span', '', el('span', 'run', 'not trained'), ` ${number(tokens.length - trained.length)}`));
     $('head').replaceChildren(say(el('h2'), row.id), el('span', '', `leaf ${row.leaf}`), el('span', '', `${number(tokens.length)} tokens, ${number(trained.length)} trained${share}`),
-      el('span', row.state, page.states[row.state]), row.problems.length ? el('ul', 'problems', ...row.problems.map(p => say(el('li'), p))) : null || '', legend);
+      el('span', row.state, page.states[row.state]), ...(row.problems.length ? [el('ul', 'problems', ...row.problems.map(p => say(el('li'), p)))] : []), legend);
   };
 
   const tell = k => {
@@ -147,6 +147,7 @@
   });
 
   document.documentElement.classList.add('js');
+  document.documentElement.classList.toggle('single', links.length === 1);
   $('record').hidden = false;
   $('count').textContent = `${number(links.length)} of ${number(links.length)}`;
   const asked = /^#r(\d+)$/.exec(location.hash);
