@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Format', 'Reject', 'formats', 'register', 'sniff', 'find_format', 'as_arguments', 'as_call', 'lift_schema',
            'as_tools', 'Report', 'converting', 'Conversion', 'convert', 'Export', 'exports', 'export', 'convert_file',
-           'scan_joined']
+           'scan_joined', 'export_file']
 
-# %% ../nbs/02_convert.ipynb #cb1856bb
+# %% ../nbs/02_convert.ipynb #45726485
 import importlib
 import pkgutil
 import re
@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterable, Iterator
 import msgspec
 
 from .schema import InputError, Trajectory, shown
-from .store import Rejected, fingerprint, scan, source_file, stage, write
+from .store import Rejected, fingerprint, read, scan, source_file, stage, write
 
 # %% ../nbs/02_convert.ipynb #82955656
 class Format(msgspec.Struct, kw_only=True):
@@ -292,3 +292,18 @@ def _convert_into(folder: Path, sources: list[Path], format: str, limit: int | N
     write(folder/'data.jsonl', converted(), force=True)
     write(folder/'rejected.jsonl', rejected, force=True)
     return msgspec.to_builtins(total)
+
+# %% ../nbs/02_convert.ipynb #a0d7899e
+def export_file(
+    source: str | Path,   # Unified Format 2.0
+    format: str,          # A format that can be written
+    out: str | Path,      # Gets `data.jsonl` and `report.json`, which counts what was lost
+    force: bool = False,  # Replace what another command made
+    progress: Callable = lambda x, label: x,
+) -> dict:                # The report
+    "Write a file in another format."
+    export([], format)  # Refuse an unknown format before anything is made
+    def work(folder):
+        done = export((Trajectory.from_dict(d) for d in progress(read(source), 'export')), format)
+        return {'records_in': len(done.records), 'records_out': write(folder/'data.jsonl', done.records, force=True), 'lost': dict(done.lost)}
+    return stage(out, {'command': 'export', 'format': format, 'source': fingerprint(source)}, work, force)

@@ -170,26 +170,36 @@ def _digest(model, settings) -> str:  # A sample of each parameter: training or 
         h.update(repr((name, tuple(p.shape), some)).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/41_evaluate.ipynb #bd63bfc1
+# %% ../nbs/41_evaluate.ipynb #dc64d73d
 def _greedy(model, tokenizer, max_new_tokens):
     from transformers import GenerationConfig
     own = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     if not stops: raise InputError('tokenizer: found no end-of-sequence token, expected one: nothing would stop the model')
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
-    return GenerationConfig(do_sample=False, num_beams=1, num_return_sequences=1, temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0,
-                            no_repeat_ngram_size=0, min_length=0, max_new_tokens=max_new_tokens, use_cache=True, eos_token_id=sorted(stops), pad_token_id=pad)
+    return GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stops), pad_token_id=pad)
 
-def _write(model, rows, config):  # Token ids that follow each row of ids, in one batch padded on the left
+def _write(model, rows, config):  # Token ids that follow each row of ids, its stop token last, in one batch padded on the left
     import torch
-    width, was_training = max(map(len, rows)), model.training
-    padded = lambda fill, keep: torch.tensor([[fill] * (width - len(r)) + keep(r) for r in rows], device=model.device)
+    from transformers import StaticCache
+    width, stops, was_training = max(map(len, rows)), set(config.eos_token_id), model.training
+    ids, mask = (torch.tensor([[fill] * (width - len(r)) + keep(r) for r in rows], device=model.device)
+                 for fill, keep in ((config.pad_token_id, list), (0, lambda r: [1] * len(r))))
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=width + config.max_new_tokens)
+    out, live, places = [[] for _ in rows], list(range(len(rows))), (mask.cumsum(1) - 1).clamp(min=0)
     model.eval()
     try:
         with torch.inference_mode():
-            out = model.generate(input_ids=padded(config.pad_token_id, list), attention_mask=padded(0, lambda r: [1] * len(r)), generation_config=config)
+            for _ in range(config.max_new_tokens):
+                new = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
+                for i, token in zip(live, new.tolist()): out[i].append(token)
+                if not (keep := [k for k, i in enumerate(live) if out[i][-1] not in stops]): break
+                if len(keep) < len(live):
+                    new, mask, places, live = new[keep], mask[keep], places[keep], [live[k] for k in keep]
+                    cache.reorder_cache(torch.tensor(keep, device=model.device))
+                ids, places, mask = new[:, None], places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(live), 1)], 1)
     finally: model.train(was_training)
-    return out[:, width:].tolist()
+    return out
 
 # %% ../nbs/41_evaluate.ipynb #1eb486ba
 def _made(out, made_by):  # {(id, prompt): Generation}
@@ -224,13 +234,13 @@ def _taken(ids, stops):  # (ids before the stop token, tokens written, whether i
     end = next((k for k, i in enumerate(ids) if i in stops), None)
     return (ids, len(ids), False) if end is None else (ids[:end], end + 1, True)
 
-# %% ../nbs/41_evaluate.ipynb #8e2289a6
+# %% ../nbs/41_evaluate.ipynb #b31ad25d
 def generate(
     trajectories: Iterable[Trajectory],
     model,                              # A causal language model of transformers, on the device where it shall run
     tokenizer,
     chat_template: str | None = None,   # In place of the tokenizer's own
-    batch_size: int = 16,               # Prompts at once; changes speed and memory, not results (up to rounding in half precision)
+    batch_size: int = 32,               # Prompts at once; changes speed and memory, not results (up to rounding in half precision)
     max_new_tokens: int = 256,
     out: str | Path | None = None,      # JSONL that is appended to after each batch; what stands there is not made again
     progress: Callable = iter,          # Wraps the list of batches, such as `tqdm`
@@ -335,14 +345,14 @@ def _repr_html_(self):
 
 Scores._repr_html_ = _repr_html_
 
-# %% ../nbs/41_evaluate.ipynb #f014161d
+# %% ../nbs/41_evaluate.ipynb #4a3b4f22
 def evaluate_file(
     model: str | Path,                   # Model folder
     source: str | Path,                  # Unified Format 2.0; the last assistant turn of each run is the truth
     out: str | Path,                     # Gets `generations.jsonl`, `scores.json`, `report.json`
     chat_template: str | Path | None = None,  # A Jinja file in place of the tokenizer's own template
     adapter: str | Path | None = None,   # An adapter folder, applied on top of `model`
-    batch_size: int = 16,                # Prompts at once
+    batch_size: int = 32,                # Prompts at once
     max_new_tokens: int = 256,
     force: bool = False,                 # Replace what another command made
     progress: Callable = lambda x, label: x,
