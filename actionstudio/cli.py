@@ -74,7 +74,7 @@ def export(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
     "Write Unified Format 2.0 in another format, and count what it cannot hold.\n\nExample: actionstudio export out/data/data.jsonl --format openai --out out/openai"
     show(_call('convert:export_file', source, format, out, force, progress), f'export → {out}')
 
-# %% ../nbs/50_cli.ipynb #833c825f
+# %% ../nbs/50_cli.ipynb #5f5fde1f
 @app.command()
 def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], out: Out,
           select: Annotated[Optional[list[str]], typer.Option(help='Rules to run; all without it.')] = None,
@@ -89,9 +89,10 @@ def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], o
 @app.command()
 def mix(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], out: Out,
         held_out: Annotated[float, typer.Option(help='Share of the records to hold out, by tool.')] = 0.1, seed: int = 0,
-        refusal: Annotated[Optional[str], typer.Option(help='What the assistant says where no call is expected and no text is given.')] = None, force: Force = False):
+        refusal: Annotated[Optional[str], typer.Option(help='What the assistant says where no call is expected and no text is given.')] = None,
+        no_call_share: Annotated[Optional[float], typer.Option(help='Share of training records that expect no call; surplus records with calls are left out.')] = None, force: Force = False):
     "Split trajectories by tool, so that no held-out tool is trained on.\n\nExample: actionstudio mix out/checked/kept.jsonl --out out/split --held-out 0.1"
-    show(_call('mix:split_file', source, out, held_out, seed, refusal, force, progress), f'mix → {out}')
+    show(_call('mix:split_file', source, out, held_out, seed, refusal, no_call_share, force, progress), f'mix → {out}')
 
 # %% ../nbs/50_cli.ipynb #9136b72d
 @app.command()

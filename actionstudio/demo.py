@@ -37,7 +37,7 @@ def fetch_assets(
         return {'parameters': from_gguf(smollm2_gguf(), folder/'model', smollm2_tokenizer())['parameters'], 'benchmark_files': len(bfcl_files())}
     return stage(out, {'command': 'fetch', 'wheels': {name: sha for name, (_, sha) in WHEELS.items()}}, work, force)
 
-# %% ../nbs/51_demo.ipynb #035f78d5
+# %% ../nbs/51_demo.ipynb #86c01b40
 BUDGET = 16_000  # Trained tokens
 REFUSAL = 'None of the available functions can answer this request.'
 
@@ -61,7 +61,7 @@ def steps(
         'fetch': ['fetch', '--out', f'{o}/assets'],
         'convert': ['convert', *questions, '--format', 'bfcl', '--out', f'{o}/data'],
         'check': ['check', f'{o}/data/data.jsonl', '--out', f'{o}/checked'],
-        'mix': ['mix', f'{o}/checked/kept.jsonl', '--held-out', str(held_out), '--refusal', REFUSAL, '--out', f'{o}/split'],
+        'mix': ['mix', f'{o}/checked/kept.jsonl', '--held-out', str(held_out), '--refusal', REFUSAL, '--no-call-share', '0.3', '--out', f'{o}/split'],
         'encode': ['encode', f'{o}/split/train.jsonl', '--tokenizer', model, '--chat-template', template, '--max-length', '1024', '--allow-refused', '--out', f'{o}/encoded'],
         'view': ['view', f'{o}/encoded', '--tokenizer', model, '--source', f'{o}/split/train.jsonl', '--limit', '50', '--force', '--out', f'{o}/encoded.html'],
         'before': ['evaluate', model, f'{o}/split/heldout.jsonl', '--chat-template', template, '--out', f'{o}/before'],
@@ -71,13 +71,13 @@ def steps(
         'launch': ['launch', f'{o}/run.yaml', '--kind', 'slurm', '--nodes', '2', '--gpus-per-node', '8', '--force', '--out', f'{o}/launch/slurm'],
         'torchrun': ['launch', f'{o}/run.yaml', '--kind', 'torchrun', '--nodes', '2', '--gpus-per-node', '8', '--force', '--out', f'{o}/launch/torchrun']}
 
-# %% ../nbs/51_demo.ipynb #ada5ad49
+# %% ../nbs/51_demo.ipynb #3aa09591
 def totals(
     out: Path,  # A demo's folder, all stages done
 ) -> dict:      # The counts and scores of `report.json`; raises `RuntimeError` when records are not accounted for
     "What went in, what came out, and what became of the rest."
     data, checked, split, encoded, train, before, after = (load_json(out/d/'report.json') for d in ('data', 'checked', 'split', 'encoded', 'train', 'before', 'after'))
-    removed = {**checked['removed'], **encoded['removed']}
+    removed = checked['removed'] | ({'left_out': split['left_out']} if split['left_out'] else {}) | encoded['removed']
     report = {'records_in': data['records_in'], 'records_out': encoded['records_out'] + split['heldout'], 'removed': removed, 'rejected': data['rejected'],
               'trainable': encoded['records_out'], 'held_out': split['heldout'], 'certified': encoded['certified'], 'encoded_tokens': encoded['tokens'],
               'tokens': train['tokens'], 'trained_tokens': train['trained_tokens'], 'loss_first': train['loss_first'], 'loss_last': train['loss_last']}
