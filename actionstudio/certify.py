@@ -6,7 +6,7 @@
 __all__ = ['Certificate', 'Answer', 'served', 'certify', 'save_encoded', 'load_encoded', 'recipe', 'load_tokenizer',
            'encode_file']
 
-# %% ../nbs/12_certify.ipynb #97042b47
+# %% ../nbs/12_certify.ipynb #8a4b9511
 import hashlib
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ import msgspec
 from .encode import Encoded, Span, encode_all
 from .render import as_chat
 from .schema import InputError, Trajectory, with_system
-from .store import Rejected, atomic, fingerprint, load_json, read, save_json, stage, write
+from .store import Rejected, atomic, fingerprint, read, save_json, stage, write
 
 # %% ../nbs/12_certify.ipynb #35194302
 class Certificate(msgspec.Struct):

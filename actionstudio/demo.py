@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['BUDGET', 'REFUSAL', 'fetch_assets', 'recipe_of', 'steps', 'totals', 'gallery', 'report_page', 'demo']
 
-# %% ../nbs/51_demo.ipynb #a1404072
-import os
+# %% ../nbs/51_demo.ipynb #31114a5a
 import shlex
 import shutil
 import time

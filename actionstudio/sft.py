@@ -6,7 +6,7 @@
 __all__ = ['draw', 'plan_rows', 'step_tokens', 'collate', 'trained_loss', 'AgentSFTTrainer', 'certified_rows', 'last_checkpoint',
            'Metrics', 'train_sft']
 
-# %% ../nbs/34_sft.ipynb #49d03d71
+# %% ../nbs/34_sft.ipynb #54bd28b0
 import json
 import math
 import os
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from . import attention  # Registers `segments`
+from .attention import SEGMENTS
 from .certify import load_encoded, load_tokenizer, recipe
 from .config import Run, to_yaml
 from .encode import IGNORE, Encoded
@@ -149,7 +149,7 @@ class Metrics(TrainerCallback):
         self.lines.append(line)
         if state.is_world_process_zero: self.path.write_text(''.join(json.dumps(x) + '\n' for x in self.lines)); self.on_step(line)
 
-# %% ../nbs/34_sft.ipynb #f47ff565
+# %% ../nbs/34_sft.ipynb #0f8b2f46
 def _arguments(run: Run, steps: int) -> SFTConfig:
     cpu = not torch.cuda.is_available()
     return SFTConfig(
@@ -164,7 +164,7 @@ def _trainer(run: Run, rows: list[list[int]], encoded: list[Encoded], tokenizer,
     from datasets import Dataset
     steps = math.ceil(len(rows) / run.global_batch(_world()))
     trainer = AgentSFTTrainer(
-        model=load_for_training(run, 'segments' if not torch.cuda.is_available() else 'sdpa'), args=_arguments(run, steps), processing_class=tokenizer,
+        model=load_for_training(run, 'sdpa' if torch.cuda.is_available() else SEGMENTS), args=_arguments(run, steps), processing_class=tokenizer,
         train_dataset=Dataset.from_dict({'row': rows}), data_collator=lambda batch: collate([encoded[i] for x in batch for i in x['row']]), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Links', 'split_system', 'from_openai', 'to_openai', 'from_sharegpt', 'to_sharegpt']
 
-# %% ../../nbs/03a_formats_chat.ipynb #5360a4ef
+# %% ../../nbs/03a_formats_chat.ipynb #ff2b7c1e
 from collections import Counter
 
 import msgspec
 
-from ..convert import Reject, as_arguments, as_call, as_tools, exports, register
-from ..schema import UNSET, Message, Trajectory, shown
+from ..convert import Reject, as_call, as_tools, exports, register
+from ..schema import Message, Trajectory, shown
 
 # %% ../../nbs/03a_formats_chat.ipynb #0d7a27e9
 class Links:

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['from_unified2', 'to_unified2', 'from_unified1', 'to_unified1', 'unified1_prompt']
 
-# %% ../../nbs/03c_formats_unified.ipynb #ff71eed5
+# %% ../../nbs/03c_formats_unified.ipynb #c1d901c5
 from collections import Counter
 
 import msgspec
 
 from ..convert import Reject, as_call, as_tools, exports, register
 from .gold import lift_tool
-from ..schema import Trajectory, shown
+from ..schema import Trajectory
 
 # %% ../../nbs/03c_formats_unified.ipynb #3968ca9c
 @register('unified2', 'Unified Format 2.0 (ActionStudio)', needs=('unique_trajectory_id', 'conversation', 'tools'))

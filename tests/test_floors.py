@@ -1,0 +1,37 @@
+"The floors: what imports without torch, and what names every notebook."
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+
+LIGHT = ['schema', 'store', 'convert', 'formats.chat', 'formats.gold', 'formats.unified', 'rules', 'mix', 'assets', 'render', 'encode', 'certify', 'pack',
+         'view', 'config', 'parse', 'cli', 'launch']
+
+
+@pytest.mark.parametrize('module', LIGHT)
+def test_imports_without_torch(module):
+    code = f'import sys, actionstudio.{module}; sys.exit(any(m in sys.modules for m in ("torch", "trl", "peft", "accelerate")))'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+def test_schema_needs_nothing_heavy():
+    code = 'import sys, actionstudio.schema; print(*sorted(m for m in ("pandas", "pyarrow", "transformers", "IPython") if m in sys.modules))'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == ''
+
+
+def test_quarto_names_every_notebook_in_order():
+    site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['sidebar']['contents']
+    named = [n for part in site for n in (part['contents'] if isinstance(part, dict) else [part])]
+    there = {str(p.relative_to(ROOT)) for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+    assert set(named) == there and len(named) == len(there)
+    numbered = [n for n in named if n.split('/')[1][0].isdigit()]
+    assert numbered == sorted(numbered)
+
+
+def test_base_install_never_names_torch():
+    from configparser import ConfigParser
+    c = ConfigParser(delimiters=['='])
+    c.read(ROOT/'settings.ini')
+    assert not {'torch', 'trl', 'peft', 'accelerate', 'deepspeed', 'bitsandbytes'} & {r.split('>')[0] for r in c['DEFAULT']['requirements'].split()}
