@@ -170,7 +170,7 @@ def _digest(model, settings) -> str:  # A sample of each parameter: training or 
         h.update(repr((name, tuple(p.shape), some)).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/41_evaluate.ipynb #dc64d73d
+# %% ../nbs/41_evaluate.ipynb #949d72a1
 def _greedy(model, tokenizer, max_new_tokens):
     from transformers import GenerationConfig
     own = model.generation_config.eos_token_id
@@ -186,18 +186,20 @@ def _write(model, rows, config):  # Token ids that follow each row of ids, its s
     ids, mask = (torch.tensor([[fill] * (width - len(r)) + keep(r) for r in rows], device=model.device)
                  for fill, keep in ((config.pad_token_id, list), (0, lambda r: [1] * len(r))))
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=width + config.max_new_tokens)
-    out, live, places = [[] for _ in rows], list(range(len(rows))), (mask.cumsum(1) - 1).clamp(min=0)
+    out, batch, done, places = [[] for _ in rows], list(range(len(rows))), set(), (mask.cumsum(1) - 1).clamp(min=0)
     model.eval()
     try:
         with torch.inference_mode():
             for _ in range(config.max_new_tokens):
                 new = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
-                for i, token in zip(live, new.tolist()): out[i].append(token)
-                if not (keep := [k for k, i in enumerate(live) if out[i][-1] not in stops]): break
-                if len(keep) < len(live):
-                    new, mask, places, live = new[keep], mask[keep], places[keep], [live[k] for k in keep]
-                    cache.reorder_cache(torch.tensor(keep, device=model.device))
-                ids, places, mask = new[:, None], places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+                for i, token in zip(batch, new.tolist()):
+                    if i not in done: out[i].append(token)
+                    if token in stops: done.add(i)
+                if not (live := [k for k, i in enumerate(batch) if i not in done]): break
+                if len(live) <= 0.75 * len(batch):  # Each smaller batch costs a copy of the cache
+                    new, mask, places, batch = new[live], mask[live], places[live], [batch[k] for k in live]
+                    cache.reorder_cache(torch.tensor(live, device=model.device))
+                ids, places, mask = new[:, None], places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
     finally: model.train(was_training)
     return out
 
@@ -345,7 +347,7 @@ def _repr_html_(self):
 
 Scores._repr_html_ = _repr_html_
 
-# %% ../nbs/41_evaluate.ipynb #4a3b4f22
+# %% ../nbs/41_evaluate.ipynb #1806d5f1
 def evaluate_file(
     model: str | Path,                   # Model folder
     source: str | Path,                  # Unified Format 2.0; the last assistant turn of each run is the truth
@@ -372,7 +374,9 @@ def evaluate_file(
 
 def _load(model, adapter):
     from transformers import AutoModelForCausalLM
+    from actionstudio.attention import GROUPED
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype='auto', local_files_only=True)
+    if loaded.device.type == 'cpu': loaded.set_attn_implementation(GROUPED)
     if adapter:
         from peft import PeftModel
         loaded = PeftModel.from_pretrained(loaded, adapter)
