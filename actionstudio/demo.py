@@ -36,8 +36,8 @@ def fetch_assets(
         return {'parameters': from_gguf(smollm2_gguf(), folder/'model', smollm2_tokenizer())['parameters'], 'benchmark_files': len(bfcl_files())}
     return stage(out, {'command': 'fetch', 'wheels': {name: sha for name, (_, sha) in WHEELS.items()}}, work, force)
 
-# %% ../nbs/51_demo.ipynb #86c01b40
-BUDGET = 16_000  # Trained tokens
+# %% ../nbs/51_demo.ipynb #3cfe6c2e
+BUDGET = 12_000  # Trained tokens
 REFUSAL = 'None of the available functions can answer this request.'
 
 def recipe_of(
@@ -60,7 +60,7 @@ def steps(
         'fetch': ['fetch', '--out', f'{o}/assets'],
         'convert': ['convert', *questions, '--format', 'bfcl', '--out', f'{o}/data'],
         'check': ['check', f'{o}/data/data.jsonl', '--out', f'{o}/checked'],
-        'mix': ['mix', f'{o}/checked/kept.jsonl', '--held-out', str(held_out), '--refusal', REFUSAL, '--no-call-share', '0.3', '--out', f'{o}/split'],
+        'mix': ['mix', f'{o}/checked/kept.jsonl', '--held-out', str(held_out), '--refusal', REFUSAL, '--no-call-share', '0.45', '--out', f'{o}/split'],
         'encode': ['encode', f'{o}/split/train.jsonl', '--tokenizer', model, '--chat-template', template, '--max-length', '1024', '--allow-refused', '--out', f'{o}/encoded'],
         'view': ['view', f'{o}/encoded', '--tokenizer', model, '--source', f'{o}/split/train.jsonl', '--limit', '50', '--force', '--out', f'{o}/encoded.html'],
         'before': ['evaluate', model, f'{o}/split/heldout.jsonl', '--chat-template', template, '--out', f'{o}/before'],
@@ -100,7 +100,7 @@ def gallery(
     return [{'id': i, 'question': shown(runs[i].conversation[0].content, 400), 'gold': shown(before[i]['gold'], 400), 'before': text(before[i]), 'after': text(after[i]),
              'before_verdict': before[i]['verdict'], 'after_verdict': after[i]['verdict']} for i in became[:most * 2 // 3] + wrong[:most // 3]]
 
-# %% ../nbs/51_demo.ipynb #63464c98
+# %% ../nbs/51_demo.ipynb #c50cfdc3
 def report_page(
     out: Path,
     report: dict,
@@ -116,12 +116,12 @@ def report_page(
     lines = [msgspec.json.decode(x) for x in (out/'train'/'metrics.jsonl').read_bytes().splitlines()]
     names = {'f1': 'API F1', 'argument_match': 'arguments exact', 'irrelevance': 'silent where no call is due', 'accuracy': 'whole answer right'}
     scores = [{'measure': label, 'before': report[f'{k}_before'], 'after': report[f'{k}_after']} for k, label in names.items()]
-    fate = {'trained on': report['trainable'], 'held out': report['held_out']} | {f'removed: {k}': v for k, v in report['removed'].items()} | {f'rejected: {k}': v for k, v in report['rejected'].items()}
+    fate = {'trainable': report['trainable'], 'held out': report['held_out']} | report['removed'] | report['rejected']
     verdicts = [{'verdict': v, **{when: load_json(out/when/'report.json')['verdicts'].get(v, 0) for when in ('before', 'after')}} for v in
                 sorted({v for when in ('before', 'after') for v in load_json(out/when/'report.json')['verdicts']})]
     sections = [
         {'title': 'Before and after', 'text': f"{report['held_out']} questions on tools that were never trained on.", 'html': table(scores) + table(verdicts)},
-        {'title': 'Where the records went', 'text': f"{report['records_in']} came in; the bars add up to it.", 'html': bars(fate, 'Records')},
+        {'title': 'Where the records went', 'text': f"{report['records_in']} came in; the bars (trainable, held out, then the reasons for removal) add up to it.", 'html': bars(fate, 'Records')},
         {'title': 'Training', 'text': f"{report['trained_tokens']:,} tokens with loss among {report['tokens']:,}.", 'html': curve([(x['trained_tokens'], x['loss']) for x in lines], 'Loss', 'trained tokens', 'nats')},
         {'title': 'Time', 'text': '', 'html': bars(report['seconds'], 'Seconds by stage', ' s')}]
     page = Environment(autoescape=True).from_string((files('actionstudio')/'templates'/'report.html.j2').read_text(encoding='utf-8'))
