@@ -6,7 +6,7 @@
 __all__ = ['Certificate', 'Answer', 'served', 'certify', 'save_encoded', 'load_encoded', 'recipe', 'load_tokenizer',
            'encode_file']
 
-# %% ../nbs/12_certify.ipynb #8a4b9511
+# %% ../nbs/12_certify.ipynb #2eea3dc7
 import hashlib
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ import msgspec
 from .encode import Encoded, Span, encode_all
 from .render import as_chat
 from .schema import InputError, Trajectory, with_system
-from .store import Rejected, atomic, fingerprint, read, save_json, stage, write
+from .store import Rejected, atomic, fingerprint, save_json, stage, trajectories, write
 
 # %% ../nbs/12_certify.ipynb #35194302
 class Certificate(msgspec.Struct):
@@ -48,7 +48,7 @@ def served(
     if rest.count(tokenizer.eos_token_id) != 1: return f'found {rest.count(tokenizer.eos_token_id)} stop tokens in the turn, expected one'
     return Answer(prompt, rest[:rest.index(tokenizer.eos_token_id) + 1], through)
 
-# %% ../nbs/12_certify.ipynb #effe514e
+# %% ../nbs/12_certify.ipynb #f82f28f5
 def _region(row: Encoded, a: Answer) -> range | None:
     here = range(len(a.prompt), len(a.prompt) + len(a.answer))
     return here if row.input_ids[:here.stop] == a.prompt + a.answer else None
@@ -56,13 +56,17 @@ def _region(row: Encoded, a: Answer) -> range | None:
 def _calls_return(text: str, t: Trajectory, i: int) -> bool:
     at = 0
     for c in t.conversation[i].calls:
-        name = text.find(json.dumps(c.name, ensure_ascii=False), at)
-        start = text.find('{', name)
-        if name < 0 or start < 0: return False
-        try: found, at = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError): return False
-        if found != c.arguments: return False
+        at = _after_call(text, json.dumps(c.name, ensure_ascii=False), c.arguments, at)
+        if at < 0: return False
     return True
+
+def _after_call(text: str, name: str, arguments: dict, at: int) -> int:  # Where the call ends; -1 if it is not there
+    while (at := text.find(name, at)) >= 0:  # The name may be quoted in prose before
+        at += len(name)
+        try: found, end = json.JSONDecoder().raw_decode(text, max(at, text.find('{', at)))
+        except (ValueError, RecursionError): continue
+        if found == arguments: return end
+    return -1
 
 # %% ../nbs/12_certify.ipynb #0211b1b8
 def certify(
@@ -89,7 +93,7 @@ def certify(
         found += [f'row {k}: {p}' for p in _row_problems(row, answers, max_length)]
     return Certificate(not found, found)
 
-# %% ../nbs/12_certify.ipynb #51ac4f44
+# %% ../nbs/12_certify.ipynb #f7c21abd
 def _train_times(rows: list[Encoded], a: Answer, owed: list[set[int]]) -> int:
     times = 0
     for row, rest in zip(rows, owed):
@@ -100,7 +104,7 @@ def _train_times(rows: list[Encoded], a: Answer, owed: list[set[int]]) -> int:
     return times
 
 def _row_problems(row: Encoded, answers: dict[int, Answer], max_length: int | None):
-    if not len(row.input_ids) == len(row.loss_mask) == sum(s.end - s.start for s in row.spans): yield 'ids, mask and spans differ in length'
+    if row.loss_mask != [int(s.trained) for s in row.spans for _ in range(s.start, s.end)] or len(row.loss_mask) != len(row.input_ids): yield 'ids, mask and spans differ'
     if all(row.input_ids != a.through for a in answers.values()): yield 'ids are not what the template and tokenizer give for any turn'
     if max_length and len(row) > max_length: yield f'{len(row)} tokens, expected at most {max_length}'
 
@@ -145,7 +149,7 @@ def load_tokenizer(
         raise InputError(f'{folder}: found no tokenizer, expected tokenizer.json in a model folder')
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
-# %% ../nbs/12_certify.ipynb #d0e6b188
+# %% ../nbs/12_certify.ipynb #a5590a45
 def encode_file(
     source: str | Path,                  # Unified Format 2.0, JSONL
     out: str | Path,                     # Gets `encoded.parquet`, `removed.jsonl`, `certificate.json`, `report.json`
@@ -160,7 +164,7 @@ def encode_file(
     template = Path(chat_template).read_text(encoding='utf-8') if chat_template else tok.chat_template
     if not template: raise InputError(f'{tokenizer}: found no chat template, expected one in the folder or with --chat-template')
     made = recipe(tok, template) | {'data': fingerprint(source)}
-    work = lambda folder: _encode_into(folder, (Trajectory.from_dict(d) for d in progress(read(source), 'encode')), tok, template, max_length, made)
+    work = lambda folder: _encode_into(folder, progress(trajectories(source), 'encode'), tok, template, max_length, made)
     return stage(out, {'command': 'encode', 'max_length': max_length} | made, work, force)
 
 # %% ../nbs/12_certify.ipynb #61b3da87

@@ -54,7 +54,7 @@ def show(report: dict, title: str) -> None:
 
 def _number(v): return f'{v:.3f}' if isinstance(v, float) else f'{v:,}' if isinstance(v, int) else str(v)
 
-# %% ../nbs/50_cli.ipynb #1a95a672
+# %% ../nbs/50_cli.ipynb #2bea0dec
 @app.command()
 def formats():
     "List the formats that can be read and written.\n\nExample: actionstudio formats"
@@ -65,7 +65,7 @@ def formats():
 @app.command()
 def convert(source: Annotated[list[Path], typer.Argument(help='Files of raw records.')], out: Out,
             format: Annotated[str, typer.Option(help='A name from `actionstudio formats`, or auto.')] = 'auto',
-            limit: Annotated[Optional[int], typer.Option(help='Records to read from each file.')] = None, force: Force = False):
+            limit: Annotated[Optional[int], typer.Option(min=0, help='Records to read from each file.')] = None, force: Force = False):
     "Convert raw records to Unified Format 2.0.\n\nExample: actionstudio convert logs.jsonl --out out/data"
     show(_call('convert:convert_file', source, out, format, limit, force, progress), f'convert → {out}')
 
@@ -114,7 +114,7 @@ def view(encoded: Annotated[Path, typer.Argument(help='A folder that `actionstud
     "Write one static page that shows encoded trajectories, token by token.\n\nExample: actionstudio view out/encoded --tokenizer models/smol --out out/view.html"
     show(_call('view:view_file', encoded, out, tokenizer, source, limit, force), f'view → {out}')
 
-# %% ../nbs/50_cli.ipynb #90d5209c
+# %% ../nbs/50_cli.ipynb #5dd0d0b4
 @app.command()
 def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
           budget: Annotated[Optional[int], typer.Option(help="Trained tokens, in place of the file's.")] = None):
@@ -128,18 +128,20 @@ def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
 
 @app.command()
 def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter, as training writes it.')],
-          base: Annotated[Path, typer.Option(help='The model folder that it was trained on.')], out: Out, force: Force = False):
+          base: Annotated[Path, typer.Option(help='The model folder that it was trained on.')], out: Out,
+          dtype: Annotated[str, typer.Option(help="Of the merged weights: auto (the base's own), float32 or bfloat16.")] = 'auto', force: Force = False):
     "Merge an adapter into its base.\n\nExample: actionstudio merge out/train/adapter --base models/smol --out out/merged"
-    show(_call('model:merge', adapter, base, out, force), f'merge → {out}')
+    show(_call('model:merge', adapter, base, out, dtype, force), f'merge → {out}')
 
 @app.command()
 def evaluate(model: Annotated[Path, typer.Argument(help='A model folder.')], source: Annotated[Path, typer.Argument(help='Unified Format 2.0; the last assistant turn is the truth.')], out: Out,
              chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
              adapter: Annotated[Optional[Path], typer.Option(help='An adapter, applied on top of the model.')] = None,
              batch_size: Annotated[int, typer.Option(help='Prompts at once.')] = 32, max_new_tokens: int = 256,
+             dtype: Annotated[str, typer.Option(help='auto (as stored), float32 or bfloat16.')] = 'auto',
              fail_under: Annotated[Optional[float], typer.Option(help='Exit 1 when the API-level F1 is lower.')] = None, force: Force = False):
     "Let a model answer, greedily, and score its calls.\n\nExample: actionstudio evaluate out/merged out/split/heldout.jsonl --out out/scores"
-    report = _call('evaluate:evaluate_file', model, source, out, chat_template, adapter, batch_size, max_new_tokens, force, progress)
+    report = _call('evaluate:evaluate_file', model, source, out, chat_template, adapter, batch_size, max_new_tokens, dtype, force, progress)
     show(report, f'evaluate → {out}')
     if fail_under is not None and report['f1'] < fail_under: _fail(f"F1 is {report['f1']:.3f}, under {fail_under}")
 

@@ -36,7 +36,7 @@ def fetch_assets(
         return {'parameters': from_gguf(smollm2_gguf(), folder/'model', smollm2_tokenizer())['parameters'], 'benchmark_files': len(bfcl_files())}
     return stage(out, {'command': 'fetch', 'wheels': {name: sha for name, (_, sha) in WHEELS.items()}}, work, force)
 
-# %% ../nbs/51_demo.ipynb #3cfe6c2e
+# %% ../nbs/51_demo.ipynb #2e8c7c72
 BUDGET = 12_000  # Trained tokens
 REFUSAL = 'None of the available functions can answer this request.'
 
@@ -65,7 +65,7 @@ def steps(
         'view': ['view', f'{o}/encoded', '--tokenizer', model, '--source', f'{o}/split/train.jsonl', '--limit', '50', '--force', '--out', f'{o}/encoded.html'],
         'before': ['evaluate', model, f'{o}/split/heldout.jsonl', '--chat-template', template, '--out', f'{o}/before'],
         'train': ['train', f'{o}/run.yaml'],
-        'merge': ['merge', f'{o}/train/adapter', '--base', model, '--out', f'{o}/merged'],
+        'merge': ['merge', f'{o}/train/adapter', '--base', model, '--dtype', 'float32', '--out', f'{o}/merged'],
         'after': ['evaluate', f'{o}/merged', f'{o}/split/heldout.jsonl', '--out', f'{o}/after'],
         'launch': ['launch', f'{o}/run.yaml', '--kind', 'slurm', '--nodes', '2', '--gpus-per-node', '8', '--force', '--out', f'{o}/launch/slurm'],
         'torchrun': ['launch', f'{o}/run.yaml', '--kind', 'torchrun', '--nodes', '2', '--gpus-per-node', '8', '--force', '--out', f'{o}/launch/torchrun']}

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['IGNORE', 'Span', 'Encoded', 'Refused', 'Turn', 'turn', 'leaves', 'encode', 'encode_all']
 
-# %% ../nbs/11_encode.ipynb #1d090ce8
+# %% ../nbs/11_encode.ipynb #14c2011f
 import json
 from typing import Callable, Iterable, Iterator, Literal
 
 import msgspec
 
-from .render import render
+from .render import as_text, render
 from .schema import InputError, Message, Trajectory, with_system
 from .store import Rejected
 
@@ -82,7 +82,7 @@ def leaves(
     texts = [t.through for t in turns]
     return [q for k, q in enumerate(texts) if not any(later.startswith(q) for later in texts[k + 1:])]
 
-# %% ../nbs/11_encode.ipynb #591720e2
+# %% ../nbs/11_encode.ipynb #382488d7
 def _find(text: str, value, start: int, end: int) -> tuple[int, int] | None:
     if not isinstance(value, str) or not value.strip(): return None
     for v in (value, value.strip()):
@@ -96,7 +96,7 @@ def _find_json(text: str, value: dict, start: int, end: int) -> tuple[int, int] 
     return (a, b) if found == value else None
 
 def _values(text: str, m: Message, start: int, end: int) -> Iterator[tuple[int, int, str]]:  # (start, end, field), in order
-    for field, value in (('reasoning', m.reasoning_content), ('content', m.content)):
+    for field, value in (('reasoning', m.reasoning_content), ('content', as_text(m.content))):
         if at := _find(text, value, start, end): yield *at, field; start = at[1]
     for c in m.calls:
         if at := _find(text, c.name, start, end): yield *at, 'call.name'; start = at[1]

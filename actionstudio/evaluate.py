@@ -6,7 +6,7 @@
 __all__ = ['ApiScores', 'api_scores', 'ArgumentScores', 'argument_scores', 'irrelevance_score', 'last_turn', 'prompt_of',
            'Generation', 'generate', 'Row', 'Scores', 'score', 'evaluate_file']
 
-# %% ../nbs/41_evaluate.ipynb #f625a2e9
+# %% ../nbs/41_evaluate.ipynb #47032e72
 import hashlib
 import os
 import re
@@ -23,7 +23,7 @@ from .model import model_folder, weights_hash
 from .parse import parse_tool_calls
 from .render import render
 from .schema import InputError, ToolCall, Trajectory, shown
-from .store import fingerprint, read, save_json, stage
+from .store import fingerprint, save_json, stage, trajectories
 
 # %% ../nbs/41_evaluate.ipynb #82beb52c
 def _pair(c, place):  # (name, arguments) of a call as the parser gives it, or of a `ToolCall`
@@ -347,7 +347,7 @@ def _repr_html_(self):
 
 Scores._repr_html_ = _repr_html_
 
-# %% ../nbs/41_evaluate.ipynb #1806d5f1
+# %% ../nbs/41_evaluate.ipynb #26e114a3
 def evaluate_file(
     model: str | Path,                   # Model folder
     source: str | Path,                  # Unified Format 2.0; the last assistant turn of each run is the truth
@@ -356,14 +356,15 @@ def evaluate_file(
     adapter: str | Path | None = None,   # An adapter folder, applied on top of `model`
     batch_size: int = 32,                # Prompts at once
     max_new_tokens: int = 256,
+    dtype: str = 'auto',                 # `auto` (as stored), `float32` or `bfloat16`
     force: bool = False,                 # Replace what another command made
     progress: Callable = lambda x, label: x,
 ) -> dict:                               # The report
     "Generate and score."
-    options = {'command': 'evaluate', 'batch_size': batch_size, 'max_new_tokens': max_new_tokens, 'source': fingerprint(source), 'model': weights_hash(model_folder(model)),
+    options = {'command': 'evaluate', 'batch_size': batch_size, 'max_new_tokens': max_new_tokens, 'dtype': dtype, 'source': fingerprint(source), 'model': weights_hash(model_folder(model)),
                'adapter': adapter and fingerprint(Path(adapter)/'adapter_model.safetensors'), 'chat_template': chat_template and fingerprint(chat_template)}
     def work(folder):
-        ts, loaded, tok = [Trajectory.from_dict(d) for d in read(source)], _load(model, adapter), load_tokenizer(adapter or model)
+        ts, loaded, tok = list(trajectories(source)), _load(model, adapter, dtype), load_tokenizer(adapter or model)
         template = Path(chat_template).read_text(encoding='utf-8') if chat_template else None
         wrote = generate(ts, loaded, tok, template, batch_size, max_new_tokens, folder/'generations.jsonl', lambda batches: progress(batches, 'generate'))
         scores = score(ts, wrote)
@@ -372,10 +373,10 @@ def evaluate_file(
                 'irrelevance': scores.irrelevance, 'accuracy': scores.accuracy, 'verdicts': scores.verdicts(), 'unfinished': scores.unfinished}
     return stage(out, options, work, force, resumes=True)
 
-def _load(model, adapter):
+def _load(model, adapter, dtype):
     from transformers import AutoModelForCausalLM
     from actionstudio.attention import GROUPED
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype='auto', local_files_only=True)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, local_files_only=True)
     if loaded.device.type == 'cpu': loaded.set_attn_implementation(GROUPED)
     if adapter:
         from peft import PeftModel

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['tool_groups', 'expects_call', 'split_by_tool', 'with_refusal', 'balance', 'split_file']
 
-# %% ../nbs/07_mix.ipynb #c1024875
+# %% ../nbs/07_mix.ipynb #6e0abcfd
 import hashlib
 import random
 from pathlib import Path
 from typing import Callable, Iterable
 
 from .schema import InputError, Trajectory
-from .store import fingerprint, read, stage, write
+from .store import Rejected, fingerprint, stage, trajectories, write
 
 # %% ../nbs/07_mix.ipynb #054298a5
 def tool_groups(
@@ -52,13 +52,14 @@ def split_by_tool(
         if all(here[k] <= want[k] for k in want): out |= set(g); want = {k: want[k] - here[k] for k in want}
     return [t for i, t in enumerate(trajectories) if i not in out], [t for i, t in enumerate(trajectories) if i in out]
 
-# %% ../nbs/07_mix.ipynb #1100c825
+# %% ../nbs/07_mix.ipynb #16e0a33c
 def with_refusal(
     t: Trajectory,
     text: str,       # What the assistant should say
 ) -> Trajectory:     # `t` itself, unless it is labelled `expect: no_call` and ends before the assistant speaks
     "Give a run that expects no call the answer that a user chose."
-    if (t.meta or {}).get('labels', {}).get('expect') != 'no_call' or t.conversation[-1].role == 'assistant': return t
+    labels = (t.meta or {}).get('labels')
+    if not isinstance(labels, dict) or labels.get('expect') != 'no_call' or t.conversation[-1].role == 'assistant': return t
     d = t.to_dict()
     origin = d['meta'].get('provenance', {}) | {'added': f'conversation[{len(t.conversation)}]'}
     return Trajectory.from_dict(d | {'conversation': [*d['conversation'], {"role": "assistant", "content": text}], 'meta': d['meta'] | {'provenance': origin}})
@@ -76,10 +77,10 @@ def balance(
     drop = set(random.Random(seed).sample(calls, len(calls) - most)) if most < len(calls) else set()
     return [t for i, t in enumerate(trajectories) if i not in drop]
 
-# %% ../nbs/07_mix.ipynb #5bf2caee
+# %% ../nbs/07_mix.ipynb #b2832c74
 def split_file(
     source: str | Path,        # Unified Format 2.0
-    out: str | Path,           # Gets `train.jsonl`, `heldout.jsonl`, `report.json`
+    out: str | Path,           # Gets `train.jsonl`, `heldout.jsonl`, `removed.jsonl`, `report.json`
     held_out: float = 0.1,     # Share of the records, by tool
     seed: int = 0,
     refusal: str | None = None,  # As for `with_refusal`; None leaves such records without an answer
@@ -89,14 +90,19 @@ def split_file(
 ) -> dict:                     # The report: `records_in == train + heldout + left_out`
     "Split a file by tool."
     def work(folder):
-        everything = [Trajectory.from_dict(d) for d in progress(read(source), 'mix')]
+        everything = list(progress(trajectories(source), 'mix'))
         train, held = split_by_tool(everything, held_out, seed)
-        if refusal: train = [with_refusal(t, refusal) for t in train]
-        if no_call_share: train = balance(train, no_call_share, seed)
+        if refusal is not None: train = [with_refusal(t, refusal) for t in train]
+        left = []
+        if no_call_share is not None:
+            kept = balance(train, no_call_share, seed)
+            ids = {t.id for t in kept}
+            left, train = [t for t in train if t.id not in ids], kept
         write(folder/'train.jsonl', train, force=True)
+        write(folder/'removed.jsonl', [Rejected(reason='left_out', message=f'{t.id}: left out for --no-call-share', place=t.id, id=t.id, raw=t.to_dict()) for t in left], force=True)
         write(folder/'heldout.jsonl', held, force=True)
         tools = lambda ts: len({x.name for t in ts for x in t.tools})
-        return {'records_in': len(everything), 'train': len(train), 'heldout': len(held), 'left_out': len(everything) - len(train) - len(held),
+        return {'records_in': len(everything), 'train': len(train), 'heldout': len(held), 'left_out': len(left),
                 'train_tools': tools(train), 'heldout_tools': tools(held)}
     made = {'command': 'mix', 'held_out': held_out, 'seed': seed, 'refusal': refusal, 'no_call_share': no_call_share, 'source': fingerprint(source)}
     return stage(out, made, work, force)

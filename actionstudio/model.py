@@ -46,7 +46,7 @@ def model_folder(path: str | Path) -> Path:  # Raises `InputError`
         raise InputError(f'{path}: found no tokenizer, expected tokenizer.json in the model folder')
     return path
 
-# %% ../nbs/32_model.ipynb #4b6137b9
+# %% ../nbs/32_model.ipynb #0a13bfd2
 def load_for_training(
     run: Run,
     attention: str = 'sdpa',  # Name of a registered attention function
@@ -69,7 +69,7 @@ def _with_lora(model, run: Run):
     from peft import LoraConfig, get_peft_model
     torch.manual_seed(run.seed)
     config = LoraConfig(r=run.lora_r, lora_alpha=run.lora_alpha, target_modules=list(run.lora_targets), task_type='CAUSAL_LM')
-    try: return get_peft_model(model, config, autocast_adapter_dtype=False)
+    try: return get_peft_model(model, config)  # peft keeps adapters in 32 bits: most steps are too small for a bfloat16 weight
     except ValueError as e: raise InputError(f'lora_targets: found {run.lora_targets}, expected names of layers of the model ({e})') from e
 
 # %% ../nbs/32_model.ipynb #46cb2461
@@ -78,7 +78,7 @@ def learning(model) -> dict[str, int]:  # Numbers of parameters
     count = lambda ps: sum(getattr(p, 'quant_state', p).shape.numel() for p in ps)
     return {'learns': count(p for p in model.parameters() if p.requires_grad), 'all': count(model.parameters())}
 
-# %% ../nbs/32_model.ipynb #6ecca27e
+# %% ../nbs/32_model.ipynb #b23ddfa1
 def weights_hash(folder: str | Path) -> str:  # 16 hex digits of SHA-256
     "What identifies the weights of a model folder: config and all safetensors, in the order of their names."
     import hashlib
@@ -89,6 +89,7 @@ def merge(
     adapter: str | Path,  # A folder with `adapter_config.json` and `base.json`, as training writes it
     base: str | Path,     # The model folder that it was trained on
     out: str | Path,      # The model folder to make
+    dtype: str = 'auto',  # Of the merged weights: `auto` (the base's own), `float32` or `bfloat16`
     force: bool = False,  # Replace what another command made
 ) -> dict:                # The report; raises `InputError` for a base that does not match
     "Merge an adapter into its base."
@@ -96,13 +97,13 @@ def merge(
     if not (adapter/'adapter_config.json').is_file(): raise InputError(f'{adapter}: found no adapter_config.json, expected a folder with an adapter')
     found, wanted = weights_hash(base), load_json(adapter/'base.json')['weights']
     if found != wanted: raise InputError(f'{base}: found weights {found}, expected {wanted}, on which the adapter was trained')
-    made = {'command': 'merge', 'base': wanted, 'adapter': fingerprint(adapter/'adapter_model.safetensors')}
-    return stage(out, made, lambda folder: _merge_into(folder, adapter, base), force)
+    made = {'command': 'merge', 'base': wanted, 'dtype': dtype, 'adapter': fingerprint(adapter/'adapter_model.safetensors')}
+    return stage(out, made, lambda folder: _merge_into(folder, adapter, base, dtype), force)
 
-def _merge_into(folder: Path, adapter: Path, base: Path) -> dict:
+def _merge_into(folder: Path, adapter: Path, base: Path, dtype: str) -> dict:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained(base, dtype='auto', local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True)
     PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True).save_pretrained(folder)
     AutoTokenizer.from_pretrained(adapter, local_files_only=True).save_pretrained(folder)
     return {'parameters': sum(p.numel() for p in model.parameters())}

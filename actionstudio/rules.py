@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Patch', 'Finding', 'Rule', 'rule', 'rules', 'check', 'fix', 'check_file']
 
-# %% ../nbs/05_rules.ipynb #d1437151
+# %% ../nbs/05_rules.ipynb #42160a75
 import functools
 from collections import Counter
 from pathlib import Path
@@ -15,7 +15,7 @@ import jsonschema_rs
 import msgspec
 
 from .schema import InputError, ToolCall, Trajectory, calls_of, json_path, shown
-from .store import Rejected, fingerprint, read, stage, write
+from .store import Rejected, fingerprint, stage, trajectories, write
 
 # %% ../nbs/05_rules.ipynb #9d6a49b8
 class Patch(msgspec.Struct, frozen=True):
@@ -61,12 +61,14 @@ def check(
     chosen = [r for c, r in _RULES.items() if (select is None or c in select) and c not in ignore]
     return [Finding(r.code, r.severity, *found) for r in chosen for found in r.find(t)]
 
-# %% ../nbs/05_rules.ipynb #e9e83268
+# %% ../nbs/05_rules.ipynb #81a2f397
+def _nowhere(uri): raise ValueError(f'{uri}: references outside the schema are not followed')  # Data must not make us read files or URLs
+
 @functools.lru_cache(maxsize=100_000)
 def _compiled(schema: bytes):
     s = msgspec.json.decode(schema)
-    if 'properties' in s and 'additionalProperties' not in s: s['additionalProperties'] = False
-    try: return jsonschema_rs.validator_for(s)
+    if 'properties' in s and 'additionalProperties' not in s and not {'allOf', 'anyOf', 'oneOf', '$ref'} & set(s): s['additionalProperties'] = False
+    try: return jsonschema_rs.validator_for(s, retriever=_nowhere)
     except (jsonschema_rs.ValidationError, ValueError) as e: return str(e).splitlines()[0]
 
 def _validators(t: Trajectory) -> dict[str, Any]:  # tool name → validator, or why there is none
@@ -96,7 +98,7 @@ def _unknown_tool(t):
     for path, c in calls_of(t):
         if c.name not in names: yield f'{path}.function.name', f'found {shown(c.name)}, expected one of {shown(sorted(names), 120)}'
 
-# %% ../nbs/05_rules.ipynb #0faeaffa
+# %% ../nbs/05_rules.ipynb #2d30821c
 _KINDS = {'required': 'missing-argument', 'additionalProperties': 'unexpected-argument', 'type': 'mistyped-argument', 'enum': 'enum'}
 
 def _of_kind(t, code):
@@ -114,7 +116,7 @@ def _unexpected(t):
 
 @rule('enum', 'error', 'A value is not among the allowed ones')
 def _enum(t):
-    for path, e in _of_kind(t, 'enum'): yield json_path(path), f'found {shown(e.instance)}, expected one of {", ".join(e.kind.options)}'
+    for path, e in _of_kind(t, 'enum'): yield json_path(path), f'found {shown(e.instance)}, expected one of {shown(e.kind.options, 120)}'
 
 @rule('invalid-argument', 'error', 'A value breaks another rule of its schema')
 def _invalid(t):
@@ -159,13 +161,16 @@ def _ends_on_call(t):
     for i, k, c, goes_on in _unanswered(t):
         if not goes_on: yield f'conversation[{i}].tool_calls[{k}].id', f'found no result for {shown(c.id)} ({c.name}), the last call of the run'
 
-# %% ../nbs/05_rules.ipynb #66244ca1
-@rule('reused-id', 'error', 'Two calls of a run share an id')
+# %% ../nbs/05_rules.ipynb #2848abbf
+@rule('reused-id', 'error', 'Two calls that wait for a result share an id')
 def _reused(t):
-    first = {}
-    for path, c in calls_of(t):
-        if c.id in first: yield f'{path}.id', f'found {shown(c.id)} again, first at {first[c.id]}'
-        first.setdefault(c.id, path)
+    waiting = {}
+    for i, m in enumerate(t.conversation):
+        if m.role == 'tool': waiting.pop(m.tool_call_id, None)
+        for k, c in enumerate(m.calls):
+            path = f'conversation[{i}].tool_calls[{k}]'
+            if c.id in waiting: yield f'{path}.id', f'found {shown(c.id)} again, still unanswered at {waiting[c.id]}'
+            waiting[c.id] = path
 
 @rule('empty-turn', 'error', 'An assistant turn says nothing and calls nothing')
 def _empty(t):
@@ -185,7 +190,7 @@ def fix(
         functools.reduce(lambda at, key: at[key], way, d)[last] = f.fix.value
     return Trajectory.from_dict(d), done
 
-# %% ../nbs/05_rules.ipynb #854fbc69
+# %% ../nbs/05_rules.ipynb #38e5c31d
 def check_file(
     source: str | Path,                # Unified Format 2.0
     out: str | Path,                   # Gets `kept.jsonl`, `removed.jsonl`, `findings.jsonl`, `report.json`
@@ -197,13 +202,12 @@ def check_file(
 ) -> dict:                             # The report: `records_in == records_out + sum(removed.values())`
     "Check a file; a trajectory with an error is removed, and counted under the first rule that it breaks."
     made = {'command': 'check', 'select': select, 'ignore': list(ignore), 'repair': repair, 'source': fingerprint(source)}
-    return stage(out, made, lambda folder: _check_into(folder, progress(read(source), 'check'), select, ignore, repair), force)
+    return stage(out, made, lambda folder: _check_into(folder, progress(trajectories(source), 'check'), select, ignore, repair), force)
 
 def _check_into(folder: Path, records, select, ignore, repair) -> dict:
     count, by_rule, removed, repaired, all_found, out = Counter(), Counter(), Counter(), Counter(), [], []
     def kept():
-        for d in records:
-            t = Trajectory.from_dict(d)
+        for t in records:
             found, count['records_in'] = check(t, select, ignore), count['records_in'] + 1
             if repair and any(f.fix for f in found):
                 t, done = fix(t, found)

@@ -99,14 +99,14 @@ class Message(Open, kw_only=True):
         "The calls of this message, in order."
         return self.tool_calls or []
 
-# %% ../nbs/00_schema.ipynb #66ca076b
+# %% ../nbs/00_schema.ipynb #472c70c8
 _text = {"type": ["string", "array"]}  # An array holds content parts
 _function = lambda extra: {"type": "object", "required": ["type", "function"], "properties": {
     "type": {"const": "function"}, "function": {"type": "object", **extra}}}
 _call = _function({"required": ["name", "arguments"], "properties": {"name": {"type": "string"}, "arguments": {"type": "object"}}})
 _tool = _function({"required": ["name"], "properties": {
     "name": {"type": "string"}, "description": {"type": "string"}, "parameters": {"type": "object"}}})
-_by_role = lambda role, then: {"if": {"properties": {"role": {"const": role}}}, "then": then}
+_by_role = lambda role, then: {"if": {"required": ["role"], "properties": {"role": {"const": role}}}, "then": then}
 _message = {"type": "object", "required": ["role"], "properties": {
     "role": {"enum": ["system", "user", "assistant", "tool"]}, "reasoning_content": {"type": ["string", "null"]},
     "tool_calls": {"type": ["array", "null"], "items": {"allOf": [_call, {"required": ["id"], "properties": {"id": {"type": "string"}}}]}}},
@@ -154,13 +154,14 @@ def _problem(e) -> str:
     if kind.name == 'const': return f'{path}: found {shown(e.instance)}, expected {shown(kind.expected_value)}'
     return f'{path}: found {shown(e.instance)}, expected otherwise ({e.message})'
 
-# %% ../nbs/00_schema.ipynb #3fa1e859
+# %% ../nbs/00_schema.ipynb #6bf5d5d2
 def problems(
     obj: Any,     # A decoded JSON value or a `Trajectory`
 ) -> list[str]:   # `path: found …, expected …`; empty when `obj` is a valid Unified 2.0 run
     "What keeps `obj` from being a Unified 2.0 trajectory."
     if isinstance(obj, Open): obj = obj.to_dict()
-    return [_problem(e) for e in _validator.iter_errors(obj)]
+    try: return [_problem(e) for e in _validator.iter_errors(obj)]
+    except (ValueError, RecursionError) as e: return [f'$: found a value that cannot be checked ({e}), expected JSON of ordinary depth and valid Unicode']
 
 # %% ../nbs/00_schema.ipynb #1c482a77
 class InputError(ValueError):

@@ -29,7 +29,7 @@ from .pack import pack
 from .schema import InputError
 from .store import fingerprint, load_json, save_json
 
-# %% ../nbs/34_sft.ipynb #3096f434
+# %% ../nbs/34_sft.ipynb #87790c16
 def draw(
     encoded: list[Encoded],
     run: Run,
@@ -44,7 +44,7 @@ def draw(
                 left -= encoded[i].trained
                 if left <= 0: break
             order = order[:need]
-        elif len(passes) == math.floor(run.passes): order = order[:round(len(order) * (run.passes % 1))]
+        elif len(passes) == math.floor(run.passes): order = order[:max(1, round(len(order) * (run.passes % 1)))]
         passes.append(order)
     return passes
 
@@ -53,7 +53,7 @@ def plan_rows(
     run: Run,
 ) -> list[list[int]]:        # Rows of sample indices, in the order in which they train
     "All rows of a run."
-    if not encoded: raise InputError(f'{run.data}: found no rows, expected at least one encoded sample')
+    if not any(e.trained for e in encoded): raise InputError(f'{run.data}: found {len(encoded)} rows and no trained token, expected at least one')
     rng, rows = random.Random(run.seed + 1), []
     for order in draw(encoded, run):
         packed = pack([len(encoded[i]) for i in order], run.row_tokens)
@@ -171,7 +171,7 @@ def _trainer(run: Run, rows: list[list[int]], encoded: list[Encoded], tokenizer,
 
 def _world() -> int: return int(os.environ.get('WORLD_SIZE', 1))  # As torchrun says
 
-# %% ../nbs/34_sft.ipynb #65bbe628
+# %% ../nbs/34_sft.ipynb #4cc56fa4
 def train_sft(
     run: Run,
     on_step: Callable[[dict], None] = lambda line: None,  # Called with each line of metrics
@@ -179,7 +179,7 @@ def train_sft(
     "Train; the same call goes on after a kill, and does nothing after the end. Raises `InputError`."
     out, certificate = Path(run.out), Path(run.data)/'certificate.json'
     if not certificate.is_file(): raise InputError(f'{run.data}: found no certificate.json, expected a folder that `actionstudio encode` wrote')
-    made_by = {'run': to_yaml(run), 'data': fingerprint(certificate)}
+    made_by = {'run': to_yaml(run), 'data': fingerprint(certificate), 'weights': weights_hash(model_folder(run.model))}
     if (out/'made_by.json').is_file() and load_json(out/'made_by.json') != made_by: raise InputError(f'{out}: exists and was made by another run; choose another `out`')
     if (out/'report.json').is_file(): return load_json(out/'report.json')
     encoded, tokenizer, certificate = certified_rows(run)

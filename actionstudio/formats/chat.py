@@ -5,27 +5,27 @@
 # %% auto #0
 __all__ = ['Links', 'split_system', 'from_openai', 'to_openai', 'from_sharegpt', 'to_sharegpt']
 
-# %% ../../nbs/03a_formats_chat.ipynb #ff2b7c1e
+# %% ../../nbs/03a_formats_chat.ipynb #c58fe4fc
 from collections import Counter
 
 import msgspec
 
-from ..convert import Reject, as_call, as_tools, exports, register
-from ..schema import Message, Trajectory, shown
+from ..convert import LIFTED, Reject, as_call, as_tools, exports, raw_meta, register
+from ..schema import Message, Trajectory, shown, with_system
 
-# %% ../../nbs/03a_formats_chat.ipynb #0d7a27e9
+# %% ../../nbs/03a_formats_chat.ipynb #b1a3e440
 class Links:
     "The calls that wait for a result."
     def __init__(self): self.open = {}  # id → name, in order of the calls
 
     def call(self, calls: list[dict]) -> list[dict]:
         "Note the calls of one turn."
-        self.open = {c['id']: c['function']['name'] for c in calls}
+        for c in calls: self.open.pop(c['id'], None); self.open[c['id']] = c['function']['name']
         return calls
 
-    def result(self, id: str | None, where: str) -> dict:
-        "Whom a result answers: `name` and `tool_call_id`. Raises `Reject` (`orphan_result`)."
-        id = next(iter(self.open), None) if id is None else id
+    def result(self, id: str | None, where: str, name: str | None = None) -> dict:
+        "Whom a result answers, by id, else by name, else in order: `name` and `tool_call_id`. Raises `Reject` (`orphan_result`)."
+        if id is None: id = next((k for k, n in self.open.items() if name in (None, n)), None)
         if id not in self.open: raise Reject('orphan_result', f'{where}: found a result for {shown(id)}, expected one of the open calls {shown(list(self.open))}')
         return {'name': self.open.pop(id), 'tool_call_id': id}
 
@@ -39,36 +39,46 @@ def split_system(
     if lone and isinstance(systems[0]['content'], str) and systems[0]['content']: return systems[0]['content'], conversation[1:]
     return '', conversation
 
-# %% ../../nbs/03a_formats_chat.ipynb #037ba24e
+# %% ../../nbs/03a_formats_chat.ipynb #5ea83c68
 def _chat_fits(r: dict) -> str:
     known = ('system', 'user', 'assistant', 'tool', 'developer')
     if not isinstance(r['messages'], list) or not r['messages']: return '`messages` is no list of messages'
     odd = next((m for m in r['messages'] if not isinstance(m, dict) or m.get('role') not in known), None)
     return '' if odd is None else f'a message with role {shown(odd.get("role") if isinstance(odd, dict) else odd)}'
 
+def _id(id) -> str | None: return None if id in (None, '') else str(id)
+
+def _openai_call(c: dict, id: str, where: str) -> dict:
+    if c.get('type', 'function') != 'function': raise Reject('unknown_call', f"{where}.type: found {shown(c['type'])}, expected function")
+    call = as_call(c['function']['name'], c['function'].get('arguments', {}), id, where)
+    return c | call | {'function': c['function'] | call['function']}
+
 def _from_message(m: dict, i: int, links: Links) -> dict:
     where = f'messages[{i}]'
     if m['role'] == 'developer': return m | {'role': 'system'}
-    if m['role'] == 'tool': return m | links.result(m.get('tool_call_id'), where) | {k: m[k] for k in ('name',) if isinstance(m.get(k), str)}
+    if m.get('function_call'): raise Reject('legacy_call', f'{where}: found the old `function_call`, expected `tool_calls`')
+    if m['role'] == 'tool':
+        name = m['name'] if isinstance(m.get('name'), str) else None
+        return m | links.result(_id(m.get('tool_call_id')), where, name) | ({'name': name} if name else {})
     if not m.get('tool_calls'): return m
-    calls = [c | as_call(c['function']['name'], c['function'].get('arguments', {}), c.get('id') or f'call_{i}_{k}', f'{where}.tool_calls[{k}]')
-             for k, c in enumerate(m['tool_calls'])]
+    calls = [_openai_call(c, _id(c.get('id')) or f'call_{i}_{k}', f'{where}.tool_calls[{k}]') for k, c in enumerate(m['tool_calls'])]
     return m | {'tool_calls': links.call(calls)}
 
-# %% ../../nbs/03a_formats_chat.ipynb #af069fdc
+# %% ../../nbs/03a_formats_chat.ipynb #4457f3a3
 @register('openai', 'OpenAI chat messages, with or without tools', needs=('messages',), fits=_chat_fits)
 def from_openai(
     r: dict,   # {"messages": […], "tools"?: […], …}
 ) -> dict:     # Unified 2.0; fields without a home go to `meta.raw`
     "OpenAI messages: arguments become objects, results are linked."
     links, lifts = Links(), Counter()
+    if r.get('functions'): raise Reject('legacy_call', '$.functions: found the old tool list, expected `tools`')
     task, conversation = split_system([_from_message(m, i, links) for i, m in enumerate(r['messages'])])
     raw = {k: v for k, v in r.items() if k not in ('messages', 'tools', 'id')}
     named = {"unique_trajectory_id": str(r['id'])} if r.get('id') not in (None, '') else {}
     return named | {"task_instruction": task, "tools": as_tools(r.get('tools'), lifts), "conversation": conversation,
-                    "meta": {"raw": raw, "lifted": lifts}}
+                    "meta": raw_meta(raw), LIFTED: lifts}
 
-# %% ../../nbs/03a_formats_chat.ipynb #678a8d8e
+# %% ../../nbs/03a_formats_chat.ipynb #16bda408
 def _to_message(m: Message, lost: list) -> dict:
     d = m.to_dict()
     if m.calls: d['tool_calls'] = [c.to_dict() | {'function': c.function.to_dict() | {'arguments': msgspec.json.encode(c.arguments).decode()}} for c in m.calls]
@@ -80,8 +90,7 @@ def _to_message(m: Message, lost: list) -> dict:
 def to_openai(t: Trajectory) -> tuple[dict, list[str]]:
     "OpenAI messages; arguments become JSON strings."
     lost = [f for f in ('meta', 'chosen', 'rejected') if getattr(t, f)] + [f'$.{k}' for k in t.extra]
-    system = [{"role": "system", "content": t.task_instruction}] if t.task_instruction else []
-    messages = system + [_to_message(m, lost) for m in t.conversation]
+    messages = [_to_message(m, lost) for _, m in with_system(t)]
     return {"id": t.id, "messages": messages, "tools": [x.to_dict() for x in t.tools]}, lost
 
 # %% ../../nbs/03a_formats_chat.ipynb #3159f445
@@ -102,25 +111,25 @@ def _sharegpt_calls(value, i: int) -> list[dict]:
     if not all(isinstance(c, dict) and 'name' in c for c in calls): raise Reject('broken_call', f'{where}: found {shown(said)}, expected name and arguments')
     return [as_call(c['name'], c.get('arguments', {}), f'call_{i}_{k}', where) for k, c in enumerate(calls)]
 
-# %% ../../nbs/03a_formats_chat.ipynb #1c17dd01
-def _sharegpt_results(value, i: int, links: Links) -> list[dict]:
+# %% ../../nbs/03a_formats_chat.ipynb #a32f7e2b
+def _sharegpt_results(value, i: int, links: Links, rest: dict) -> list[dict]:
     where, many = f'conversations[{i}]', [value]
     if len(links.open) > 1:
         try: many = msgspec.json.decode(value) if isinstance(value, str) else value
         except msgspec.DecodeError: many = None
         if not isinstance(many, list) or len(many) != len(links.open):
             raise Reject('ambiguous_result', f'{where}: found one result for {len(links.open)} open calls, expected a list of {len(links.open)}')
-    return [{"role": "tool", **links.result(None, where), "content": v} for v in many]
+    return [{**rest, "role": "tool", **links.result(None, where), "content": v} for v in many]
 
 def _sharegpt_turns(turns: list[dict], first: int):
     links = Links()
     for i, x in enumerate(turns, first):
         role, rest = _SHAREGPT[x['from']], {k: v for k, v in x.items() if k not in ('from', 'value')}
-        if role == 'call': yield {"role": "assistant", "content": "", "tool_calls": links.call(_sharegpt_calls(x['value'], i)), **rest}
-        elif role == 'result': yield from _sharegpt_results(x['value'], i, links)
-        else: yield {"role": role, "content": x['value'], **rest}
+        if role == 'call': yield {**rest, "role": "assistant", "content": "", "tool_calls": links.call(_sharegpt_calls(x['value'], i))}
+        elif role == 'result': yield from _sharegpt_results(x['value'], i, links, rest)
+        else: yield {**rest, "role": role, "content": x['value']}
 
-# %% ../../nbs/03a_formats_chat.ipynb #e1e04f42
+# %% ../../nbs/03a_formats_chat.ipynb #419fd325
 @register('sharegpt', 'ShareGPT turns with function_call and observation', needs=('conversations',), fits=_sharegpt_fits)
 def from_sharegpt(
     r: dict,   # {"conversations": [{"from", "value"}], "system"?, "tools"?: JSON text or list}
@@ -131,7 +140,7 @@ def from_sharegpt(
     raw = {k: v for k, v in r.items() if k not in ('conversations', 'tools', 'system', 'id')}
     named = {"unique_trajectory_id": str(r['id'])} if r.get('id') not in (None, '') else {}
     return named | {"task_instruction": task, "tools": as_tools(r.get('tools'), lifts), "conversation": conversation,
-                    "meta": {"raw": raw, "lifted": lifts}}
+                    "meta": raw_meta(raw), LIFTED: lifts}
 
 # %% ../../nbs/03a_formats_chat.ipynb #6bfc176e
 def _share_turns(t: Trajectory, lost: list):

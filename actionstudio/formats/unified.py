@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['from_unified2', 'to_unified2', 'from_unified1', 'to_unified1', 'unified1_prompt']
 
-# %% ../../nbs/03c_formats_unified.ipynb #c1d901c5
+# %% ../../nbs/03c_formats_unified.ipynb #e7facc4d
 from collections import Counter
 
 import msgspec
 
-from ..convert import Reject, as_call, as_tools, exports, register
+from ..convert import LIFTED, Reject, as_call, as_tools, exports, raw_meta, register
 from .gold import lift_tool
 from ..schema import Trajectory
 
@@ -43,7 +43,7 @@ def _step(s: dict, i: int) -> list[dict]:
     out += _observations(s.get('next_observation'), calls, f'{where}.next_observation')
     return out + ([{"role": "user", "content": s['user_input']}] if s.get('user_input') else [])
 
-# %% ../../nbs/03c_formats_unified.ipynb #0d158b37
+# %% ../../nbs/03c_formats_unified.ipynb #263941c6
 def _unified1_fits(r: dict) -> str:
     return '' if isinstance(r['steps'], list) and all(isinstance(s, dict) for s in r['steps']) else '`steps` is no list of steps'
 
@@ -57,7 +57,7 @@ def from_unified1(
     conversation = [{"role": "user", "content": r['query']}] + [m for i, s in enumerate(r['steps']) for m in _step(s, i)]
     raw = {k: v for k, v in r.items() if k not in ('unique_trajectory_id', 'task_instruction', 'query', 'tools', 'steps') and v not in ([], None)}
     named = {"unique_trajectory_id": r['unique_trajectory_id']} if r.get('unique_trajectory_id') else {}
-    return named | {"task_instruction": r.get('task_instruction') or '', "tools": tools, "conversation": conversation, "meta": {"raw": raw, "lifted": lifts}}
+    return named | {"task_instruction": r.get('task_instruction') or '', "tools": tools, "conversation": conversation, "meta": raw_meta(raw), LIFTED: lifts}
 
 # %% ../../nbs/03c_formats_unified.ipynb #f5b93f24
 def _flat(parameters: dict, lost: list) -> dict:
