@@ -36,8 +36,8 @@ def fetch_assets(
         return {'parameters': from_gguf(smollm2_gguf(), folder/'model', smollm2_tokenizer())['parameters'], 'benchmark_files': len(bfcl_files())}
     return stage(out, {'command': 'fetch', 'wheels': {name: sha for name, (_, sha) in WHEELS.items()}}, work, force)
 
-# %% ../nbs/51_demo.ipynb #2e8c7c72
-BUDGET = 12_000  # Trained tokens
+# %% ../nbs/51_demo.ipynb #ea3f749b
+BUDGET = 9_000  # Trained tokens
 REFUSAL = 'None of the available functions can answer this request.'
 
 def recipe_of(
