@@ -6,10 +6,11 @@
 __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'export', 'check', 'mix', 'encode', 'view', 'train',
            'merge', 'evaluate', 'launch', 'fetch', 'demo', 'GateFailed', 'run_command', 'main']
 
-# %% ../nbs/50_cli.ipynb #6e0220a1
+# %% ../nbs/50_cli.ipynb #c230b430
 import importlib
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -114,7 +115,7 @@ def view(encoded: Annotated[Path, typer.Argument(help='A folder that `actionstud
     "Write one static page that shows encoded trajectories, token by token.\n\nExample: actionstudio view out/encoded --tokenizer models/smol --out out/view.html"
     show(_call('view:view_file', encoded, out, tokenizer, source, limit, force), f'view → {out}')
 
-# %% ../nbs/50_cli.ipynb #5dd0d0b4
+# %% ../nbs/50_cli.ipynb #232047bf
 @app.command()
 def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
           budget: Annotated[Optional[int], typer.Option(help="Trained tokens, in place of the file's.")] = None):
@@ -137,7 +138,7 @@ def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter
 def evaluate(model: Annotated[Path, typer.Argument(help='A model folder.')], source: Annotated[Path, typer.Argument(help='Unified Format 2.0; the last assistant turn is the truth.')], out: Out,
              chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
              adapter: Annotated[Optional[Path], typer.Option(help='An adapter, applied on top of the model.')] = None,
-             batch_size: Annotated[int, typer.Option(help='Prompts at once.')] = 32, max_new_tokens: int = 256,
+             batch_size: Annotated[int, typer.Option(help='Prompts at once.')] = 16, max_new_tokens: int = 256,
              dtype: Annotated[str, typer.Option(help='auto (as stored), float32 or bfloat16.')] = 'auto',
              fail_under: Annotated[Optional[float], typer.Option(help='Exit 1 when the API-level F1 is lower.')] = None, force: Force = False):
     "Let a model answer, greedily, and score its calls.\n\nExample: actionstudio evaluate out/merged out/split/heldout.jsonl --out out/scores"
@@ -145,7 +146,7 @@ def evaluate(model: Annotated[Path, typer.Argument(help='A model folder.')], sou
     show(report, f'evaluate → {out}')
     if fail_under is not None and report['f1'] < fail_under: _fail(f"F1 is {report['f1']:.3f}, under {fail_under}")
 
-# %% ../nbs/50_cli.ipynb #a31a65b9
+# %% ../nbs/50_cli.ipynb #a8de8575
 @app.command()
 def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out: Out, kind: Annotated[str, typer.Option(help='torchrun or slurm.')] = 'torchrun',
            nodes: int = 1, gpus_per_node: int = 8, partition: Optional[str] = None, account: Optional[str] = None,
@@ -162,11 +163,11 @@ def fetch(out: Out, force: Force = False):
 @app.command()
 def demo(out: Annotated[Path, typer.Option('--out', '-o', help='The folder to make.')] = Path('out/demo'),
          budget: Annotated[Optional[int], typer.Option(help='Trained tokens (tokens with loss).')] = None,
-         held_out: Annotated[float, typer.Option(help='Share of the records to evaluate on, by tool.')] = 0.07):
+         held_out: Annotated[float, typer.Option(help='Share of the records to evaluate on, by tool.')] = 0.05):
     "Walk the whole road once on one CPU: data in, a better function-calling model out.\n\nExample: actionstudio demo --budget 20000"
     _call('demo:demo', out, budget, held_out)
 
-# %% ../nbs/50_cli.ipynb #9f611b02
+# %% ../nbs/50_cli.ipynb #70f3cf97
 class GateFailed(Exception):
     "The work is done, and did not pass what the user asked for."
 
@@ -180,6 +181,7 @@ def run_command(
     "Run one command; mistakes become one line on the error stream."
     debug, args = '--debug' in args, [a for a in args if a != '--debug']
     for name, value in _QUIET.items(): os.environ.setdefault(name, value)
+    if not debug: warnings.simplefilter('ignore', FutureWarning)  # Libraries announcing their own changes
     command = typer.main.get_command(app)
     try: return command.main(args, prog_name='actionstudio', standalone_mode=False) or 0
     except Exception as e:

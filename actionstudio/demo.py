@@ -36,7 +36,7 @@ def fetch_assets(
         return {'parameters': from_gguf(smollm2_gguf(), folder/'model', smollm2_tokenizer())['parameters'], 'benchmark_files': len(bfcl_files())}
     return stage(out, {'command': 'fetch', 'wheels': {name: sha for name, (_, sha) in WHEELS.items()}}, work, force)
 
-# %% ../nbs/51_demo.ipynb #ea3f749b
+# %% ../nbs/51_demo.ipynb #0198b5ab
 BUDGET = 9_000  # Trained tokens
 REFUSAL = 'None of the available functions can answer this request.'
 
@@ -66,7 +66,7 @@ def steps(
         'before': ['evaluate', model, f'{o}/split/heldout.jsonl', '--chat-template', template, '--out', f'{o}/before'],
         'train': ['train', f'{o}/run.yaml'],
         'merge': ['merge', f'{o}/train/adapter', '--base', model, '--dtype', 'float32', '--out', f'{o}/merged'],
-        'after': ['evaluate', f'{o}/merged', f'{o}/split/heldout.jsonl', '--out', f'{o}/after'],
+        'after': ['evaluate', f'{o}/merged', f'{o}/split/heldout.jsonl', '--dtype', 'bfloat16', '--out', f'{o}/after'],
         'launch': ['launch', f'{o}/run.yaml', '--kind', 'slurm', '--nodes', '2', '--gpus-per-node', '8', '--force', '--out', f'{o}/launch/slurm'],
         'torchrun': ['launch', f'{o}/run.yaml', '--kind', 'torchrun', '--nodes', '2', '--gpus-per-node', '8', '--force', '--out', f'{o}/launch/torchrun']}
 
@@ -128,11 +128,11 @@ def report_page(
     return page.render(title='ActionStudio demo', lead='SmolLM2-135M-Instruct on the Berkeley Function-Calling Leaderboard, single turn, one CPU.',
                        sections=[s | {'html': Markup(s['html'])} for s in sections], gallery=gallery(out), commands=commands)
 
-# %% ../nbs/51_demo.ipynb #804d2565
+# %% ../nbs/51_demo.ipynb #cb8e57ce
 def demo(
     out: str | Path = 'out/demo',
     budget: int | None = None,  # Trained tokens; None for `BUDGET`
-    held_out: float = 0.07,     # Share of the records to evaluate on, by tool
+    held_out: float = 0.05,     # Share of the records to evaluate on, by tool
 ) -> dict:                      # The report, as in `report.json`
     "Run the steps, add up, and write `report.json` and `report.html`. Raises `InputError` for a folder of other settings."
     out, made_by = Path(out), {'budget': budget or BUDGET, 'held_out': held_out}

@@ -236,13 +236,13 @@ def _taken(ids, stops):  # (ids before the stop token, tokens written, whether i
     end = next((k for k, i in enumerate(ids) if i in stops), None)
     return (ids, len(ids), False) if end is None else (ids[:end], end + 1, True)
 
-# %% ../nbs/41_evaluate.ipynb #b31ad25d
+# %% ../nbs/41_evaluate.ipynb #8e2289a6
 def generate(
     trajectories: Iterable[Trajectory],
     model,                              # A causal language model of transformers, on the device where it shall run
     tokenizer,
     chat_template: str | None = None,   # In place of the tokenizer's own
-    batch_size: int = 32,               # Prompts at once; changes speed and memory, not results (up to rounding in half precision)
+    batch_size: int = 16,               # Prompts at once; changes speed and memory, not results (up to rounding in half precision)
     max_new_tokens: int = 256,
     out: str | Path | None = None,      # JSONL that is appended to after each batch; what stands there is not made again
     progress: Callable = iter,          # Wraps the list of batches, such as `tqdm`
@@ -347,14 +347,14 @@ def _repr_html_(self):
 
 Scores._repr_html_ = _repr_html_
 
-# %% ../nbs/41_evaluate.ipynb #26e114a3
+# %% ../nbs/41_evaluate.ipynb #82d57a16
 def evaluate_file(
     model: str | Path,                   # Model folder
     source: str | Path,                  # Unified Format 2.0; the last assistant turn of each run is the truth
     out: str | Path,                     # Gets `generations.jsonl`, `scores.json`, `report.json`
     chat_template: str | Path | None = None,  # A Jinja file in place of the tokenizer's own template
     adapter: str | Path | None = None,   # An adapter folder, applied on top of `model`
-    batch_size: int = 32,                # Prompts at once
+    batch_size: int = 16,                # Prompts at once
     max_new_tokens: int = 256,
     dtype: str = 'auto',                 # `auto` (as stored), `float32` or `bfloat16`
     force: bool = False,                 # Replace what another command made
