@@ -36,8 +36,8 @@ def fetch_assets(
         return {'parameters': from_gguf(smollm2_gguf(), folder/'model', smollm2_tokenizer())['parameters'], 'benchmark_files': len(bfcl_files())}
     return stage(out, {'command': 'fetch', 'wheels': {name: sha for name, (_, sha) in WHEELS.items()}}, work, force)
 
-# %% ../nbs/51_demo.ipynb #0198b5ab
-BUDGET = 9_000  # Trained tokens
+# %% ../nbs/51_demo.ipynb #6fae46c5
+BUDGET = 12_000  # Trained tokens
 REFUSAL = 'None of the available functions can answer this request.'
 
 def recipe_of(
@@ -60,7 +60,7 @@ def steps(
         'fetch': ['fetch', '--out', f'{o}/assets'],
         'convert': ['convert', *questions, '--format', 'bfcl', '--out', f'{o}/data'],
         'check': ['check', f'{o}/data/data.jsonl', '--out', f'{o}/checked'],
-        'mix': ['mix', f'{o}/checked/kept.jsonl', '--held-out', str(held_out), '--refusal', REFUSAL, '--no-call-share', '0.45', '--out', f'{o}/split'],
+        'mix': ['mix', f'{o}/checked/kept.jsonl', '--held-out', str(held_out), '--refusal', REFUSAL, '--no-call-share', '0.4', '--out', f'{o}/split'],
         'encode': ['encode', f'{o}/split/train.jsonl', '--tokenizer', model, '--chat-template', template, '--max-length', '1024', '--allow-refused', '--out', f'{o}/encoded'],
         'view': ['view', f'{o}/encoded', '--tokenizer', model, '--source', f'{o}/split/train.jsonl', '--limit', '50', '--force', '--out', f'{o}/encoded.html'],
         'before': ['evaluate', model, f'{o}/split/heldout.jsonl', '--chat-template', template, '--out', f'{o}/before'],
