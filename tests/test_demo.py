@@ -39,12 +39,12 @@ def test_every_record_is_accounted_for(whole):
 @pytest.mark.slow
 def test_the_merged_model_says_what_the_adapter_says(whole):
     from actionstudio.evaluate import evaluate_file
-    merged = {json.loads(x)['id']: json.loads(x)['text'] for x in (whole/'after/generations.jsonl').read_text().splitlines()}
-    evaluate_file(whole/'assets/model', whole/'split/heldout.jsonl', whole.parent/'apart', adapter=whole/'train/adapter', chat_template=whole/'assets/chat_template.jinja')
-    apart = {json.loads(x)['id']: json.loads(x)['text'] for x in (whole.parent/'apart/generations.jsonl').read_text().splitlines()}
-    from actionstudio.parse import parse_tool_calls
-    same = [parse_tool_calls(merged[i]).calls == parse_tool_calls(apart[i]).calls for i in apart]
-    assert all(same), f'{same.count(False)} of {len(same)} answers differ in their calls'
+    from actionstudio.store import load_json
+    data, template = whole/'split/heldout.jsonl', whole/'assets/chat_template.jinja'
+    evaluate_file(whole/'assets/model', data, whole.parent/'apart', adapter=whole/'train/adapter', chat_template=template, dtype='float32')
+    evaluate_file(whole/'merged', data, whole.parent/'merged', dtype='float32')
+    apart, merged = ([(r['id'], r['predicted']) for r in load_json(whole.parent/name/'scores.json')['rows']] for name in ('apart', 'merged'))
+    assert apart == merged
 
 
 @pytest.mark.slow
