@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNIFIED_2', 'Open', 'FunctionCall', 'ToolCall', 'FunctionSpec', 'Tool', 'Message', 'json_path', 'shown', 'problems',
-           'InputError', 'Trajectory', 'with_system', 'calls_of']
+           'InputError', 'Trajectory', 'with_system', 'calls_of', 'evaluation_only']
 
 # %% ../nbs/00_schema.ipynb #0c5cbe59
 import json
@@ -207,6 +207,14 @@ def calls_of(t: Trajectory) -> Iterator[tuple[str, ToolCall]]:  # (JSON path, ca
     "Every call of a run, with its place."
     for i, m in enumerate(t.conversation):
         for k, c in enumerate(m.calls): yield f'conversation[{i}].tool_calls[{k}]', c
+
+# %% ../nbs/00_schema.ipynb #f84e97c6
+def evaluation_only(
+    t: Trajectory | dict,  # A dict is one in Unified 2.0
+) -> bool:                 # True: never train on it
+    "Whether a run may only measure a model: its `meta.split` is `evaluation`."
+    meta = t.meta if isinstance(t, Trajectory) else t.get('meta')
+    return isinstance(meta, dict) and meta.get('split') == 'evaluation'
 
 # %% ../nbs/00_schema.ipynb #ce8eca12
 def _rows(t):
