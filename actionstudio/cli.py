@@ -110,6 +110,7 @@ def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
            max_length: Annotated[Optional[int], typer.Option(min=1, help='Tokens of a row; --length says what becomes of longer ones.')] = None,
            length: Annotated[str, typer.Option(help='drop (removed), window (the oldest turns leave) or elide (old results shrink); nothing is cut.')] = 'drop',
            train_blind: Annotated[bool, typer.Option('--train-blind/--no-train-blind', help='Train turns whose question or results --length took out.')] = True,
+           allow_evaluation: Annotated[bool, typer.Option('--allow-evaluation', help='Encode runs whose meta.split is evaluation, too.')] = False,
            history: Annotated[Optional[str], typer.Option(help='as_served (the default), last_only or keep; shows what each would cost.')] = None,
            train: Annotated[str, typer.Option(help='Which turns train: assistant (all), last, final, calls or passed.')] = 'assistant',
            weights: Annotated[Optional[str], typer.Option(help='Weights in the loss by field, as JSON: {"call.name": 2, "reasoning": 0.1}.')] = None,
@@ -123,7 +124,7 @@ def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
     if history:
         for policy, cost in _call('encode_file:file_cost', source, tokenizer, chat_template, options, train).items(): _out.print(f'{policy:10}', _cost(cost), soft_wrap=True, highlight=False)
     report = _call('encode_file:encode_file', source, out, tokenizer, chat_template, max_length, force, progress, history=history or 'as_served', train=train, weights=weights,
-                   may_drop=may_drop or (), options=options, length=length, train_blind=train_blind, workers=workers, engine=engine, cache=cache)
+                   may_drop=may_drop or (), options=options, length=length, train_blind=train_blind, allow_evaluation=allow_evaluation, workers=workers, engine=engine, cache=cache)
     _out.print(f"template: {report['template']}", soft_wrap=True, highlight=False, markup=False)
     show({k: v for k, v in report.items() if k != 'template'}, f'encode → {out}')
     if report['removed'] and not allow_refused: _fail(f"{sum(report['removed'].values())} samples were removed; see {out}/removed.jsonl, or pass --allow-refused")

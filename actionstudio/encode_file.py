@@ -25,7 +25,7 @@ from .certify import certify
 from .dataset import certificate_hash, load_tokenizer, made_with, recipe, rows_table, rows_writer, stop_tokens
 from .encode import chosen, encode_all
 from .length import POLICIES, Fitted, Lost, fit
-from .schema import InputError, Trajectory, shown
+from .schema import InputError, Trajectory, evaluation_only, shown
 from .store import Block, Rejected, atomic, blocks, fingerprint, save_json, shards, source_file, stage, trajectories, writing
 from .template import ChatTemplate, probe
 
@@ -68,6 +68,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     options: str = '{}'     # Template arguments, as JSON
     length: str = 'drop'    # drop | window | elide, as for `fit`
     train_blind: bool = True  # As for `fit`
+    allow_evaluation: bool = False  # Encode runs whose `meta.split` is `evaluation`
     state: str = ''         # Fingerprints of the folder's files, and of the code that makes rows
     history: str = 'as_served'
     train: str = 'assistant'
@@ -132,6 +133,7 @@ def encode_chunk(
     tools, part, rows, counts, sources, lost = kit(job), Part(), [], Counter(), {}, Lost({})
     for k, (t, out) in enumerate(encode_all(_read(lines, part), *tools, job.history, job.train, None, msgspec.json.decode(job.weights), job.may_drop)):
         part.records += 1
+        if evaluation_only(t) and not job.allow_evaluation: out = _refused(t)
         if not isinstance(out, Rejected): out = _fitted(job, tools, t, out, lost)
         if not isinstance(out, Rejected): out = _certified(job, tools, out)
         of = sources.setdefault(_source(t), Counter(records_in=0, records_out=0))
@@ -145,6 +147,10 @@ def encode_chunk(
     with pa.BufferOutputStream() as sink:
         pq.write_table(rows_table(rows, msgspec.to_builtins(part)), sink, compression='zstd')
         return sink.getvalue().to_pybytes()
+
+def _refused(t: Trajectory) -> Rejected:
+    of = shown(t.meta.get('licence', 'not named'))
+    return Rejected(reason='evaluation_only', message=f'{t.id}: found meta.split "evaluation" (licence: {of}), expected data to train on', place='', id=t.id)
 
 def _read(lines: bytes, part: Part) -> Iterator[Trajectory]:
     for k, (place, r) in enumerate(Block(path='', name='', lines=lines).records()):
@@ -312,6 +318,7 @@ def encode_file(
     options: dict | str | None = None,   # Template arguments; an object or its JSON
     length: str = 'drop',                # What becomes of longer ones: drop | window | elide, as for `fit`, as is the next
     train_blind: bool = True,
+    allow_evaluation: bool = False,      # Encode runs whose `meta.split` is `evaluation` too
     workers: int = 1,                    # Processes
     engine: str = 'local',               # local | ray
     cache: str | Path | None = None,     # Where parts are kept; None: beside `out`, and only those that it is made of
@@ -319,10 +326,10 @@ def encode_file(
     "Encode and certify a file of trajectories; a sample that is not certified is removed, with the reason."
     if engine not in ('local', 'ray') or workers < 1: raise InputError(f'found engine {engine!r} with {workers} workers, expected local or ray, with at least 1')
     job = make_job(tokenizer, chat_template, options, weights, history=history, train=train, may_drop=tuple(may_drop), max_length=max_length, length=length,
-                   train_blind=train_blind)
+                   train_blind=train_blind, allow_evaluation=allow_evaluation)
     tok, ct = kit(job)
     settings = {'history': history, 'train': train, 'weights': msgspec.json.decode(job.weights), 'may_drop': job.may_drop, 'template_options': ct.options,
-                'length': length, 'train_blind': train_blind, 'max_length': max_length, 'stops': ct.dialect.stops}
+                'length': length, 'train_blind': train_blind, 'allow_evaluation': allow_evaluation, 'max_length': max_length, 'stops': ct.dialect.stops}
     made = recipe(tok, ct.source, settings) | {'data': fingerprint(source_file(source))}
     beside = Path(os.path.abspath(out)).with_name(f'.{Path(os.path.abspath(out)).name}.cache')
     def work(folder): return _encode_into(folder, source, job, made | {'settings': settings}, Path(cache or beside), cache is None, progress, workers=workers, engine=engine)
