@@ -30,6 +30,7 @@ class Run(Record, kw_only=True, frozen=True):
     lora_r: int = 32  # Rank of each adapter
     lora_alpha: int = 64  # Adapter scale is lora_alpha / lora_r
     lora_targets: list[str] = msgspec.field(default_factory=lambda: list(_LORA))  # Names of the layers that get an adapter
+    lora_experts: bool = False  # Adapters on the experts of a mixture too
     lr: float = 2e-4  # Peak, after warm-up; the paper used 2e-6 to 2e-4
     warmup: float = 0.05  # Share of all steps in which the rate rises from 0
     schedule: Literal['cosine', 'linear', 'constant'] = 'cosine'  # Shape after warm-up; the first two end at 0
@@ -38,6 +39,9 @@ class Run(Record, kw_only=True, frozen=True):
     row_tokens: int = 4096  # Capacity of one packed row, tokens
     micro_batch: int = 1  # Rows per device and forward pass
     grad_accum: int = 1  # Forward passes per optimiser step
+    checkpointed: int = 0  # Layers that keep only their input, and are computed again for the backward pass
+    optimiser: Literal['adamw', 'adamw_8bit'] = 'adamw'  # States in 32 bits, or in 8 (on a GPU)
+    sharding: Literal['replica', 'fsdp', 'hsdp'] = 'replica'  # The model whole on each GPU, split over all of them, or split in a node
     epochs: float | None = None  # Times over the data; null: 1, unless `budget` is given
     budget: int | None = None  # Trained tokens (tokens with loss); training stops at the first step that reaches it
     dtype: Literal['bfloat16', 'float32'] = 'bfloat16'  # Of the forward pass
@@ -58,6 +62,7 @@ def _refused(r: Run) -> Iterator[tuple[str, str]]:
         if not (v := getattr(r, key)).strip() or '\0' in v: yield key, f'found {shown(v)}, expected the path of a folder'
     for key in _AT_LEAST_1:
         if (n := getattr(r, key)) is not None and n < 1: yield key, f'found {n}, expected 1 or more'
+    if r.checkpointed < 0: yield 'checkpointed', f'found {r.checkpointed}, expected 0 or more layers'
     if not 0 < r.lr < 1: yield 'lr', f'found {r.lr}, expected more than 0 and less than 1'
     if not 0 <= r.warmup < 1: yield 'warmup', f'found {r.warmup}, expected a share of the steps, 0 or more and less than 1'
     if not 0 <= r.weight_decay < 1: yield 'weight_decay', f'found {r.weight_decay}, expected 0 or more and less than 1'
