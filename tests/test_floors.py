@@ -8,7 +8,7 @@ from conftest import ROOT
 
 LIGHT = ['schema', 'store', 'convert', 'formats.chat', 'formats.gold', 'formats.unified', 'decisions', 'rules', 'mix', 'assets', 'render', 'template', 'tokens', 'values', 'encode', 'certify', 'length', 'pack',
          'dataset', 'encode_file',
-         'view', 'index', 'config', 'plan', 'parse', 'cli', 'launch']
+         'view', 'index', 'verifier', 'config', 'plan', 'parse', 'cli', 'launch']
 
 
 @pytest.mark.parametrize('module', LIGHT)
