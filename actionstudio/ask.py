@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['hash_of', 'Question', 'Reply', 'Answers', 'NoAnswer', 'Budget', 'Endpoint', 'Asker', 'Unfinished', 'run', 'Forecast']
 
-# %% ../nbs/06_ask.ipynb #07a601a0
+# %% ../nbs/06_ask.ipynb #41acf86f
 import asyncio
 import hashlib
 import os
@@ -19,7 +19,7 @@ import msgspec
 
 from .schema import InputError
 
-# %% ../nbs/06_ask.ipynb #0cddc5cf
+# %% ../nbs/06_ask.ipynb #ddbd06ed
 def hash_of(value) -> str:  # 32 hex digits of SHA-256 over canonical JSON
     "A name for a JSON value that no other value has."
     return hashlib.sha256(msgspec.json.encode(value, order='sorted')).hexdigest()[:32]
@@ -38,7 +38,7 @@ class Reply(msgspec.Struct, frozen=True):
     finish: str = 'stop'  # length: cut off at the limit
     cost: float = 0.      # In the currency of the price
 
-# %% ../nbs/06_ask.ipynb #546e8e81
+# %% ../nbs/06_ask.ipynb #25bd7a24
 _TABLE = '''CREATE TABLE IF NOT EXISTS answers (content TEXT, prompt TEXT, model TEXT, text TEXT, input_tokens INTEGER, output_tokens INTEGER,
     finish TEXT, cost REAL, at TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (content, prompt, model));
 CREATE TRIGGER IF NOT EXISTS unchanged BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END;
@@ -69,7 +69,7 @@ class Answers:
 
     def close(self): self.db.close()
 
-# %% ../nbs/06_ask.ipynb #a39b6453
+# %% ../nbs/06_ask.ipynb #ca6b66a8
 _BYTES = 3  # Of prompt, per token, at least
 
 class NoAnswer(InputError):
@@ -97,7 +97,7 @@ class Budget(msgspec.Struct):
         try: yield
         finally: self.held -= most
 
-# %% ../nbs/06_ask.ipynb #d6ff693a
+# %% ../nbs/06_ask.ipynb #12d5f40b
 def _client(endpoint: 'Endpoint'):
     import openai
     from aiolimiter import AsyncLimiter
@@ -123,7 +123,7 @@ def _not_a_completion(body: bytes) -> str:  # '' if it is one
     said = choices[0].get('message') if isinstance(choices[0], dict) else None
     return '' if isinstance(said, dict) and isinstance(said.get('content'), str | None) else 'found a choice without a message, expected one'
 
-# %% ../nbs/06_ask.ipynb #3119ecec
+# %% ../nbs/06_ask.ipynb #04b92d21
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     "Any server that speaks OpenAI's chat completions, and how it wants to be treated."
     base_url: str | None = None    # Such as `http://localhost:8000/v1`; None: $OPENAI_BASE_URL, or OpenAI's own
@@ -140,7 +140,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         if not found and not (self.base_url or os.environ.get('OPENAI_BASE_URL')): raise InputError(f'{self.key_env}: found no key in the environment, expected one (or --base-url for a server of your own)')
         return found or 'none'
 
-# %% ../nbs/06_ask.ipynb #743e53c1
+# %% ../nbs/06_ask.ipynb #9dff76ea
 _FATAL = {'budget', 'http_401', 'http_403', 'http_404'}  # Asking on would change nothing
 _IN_A_ROW = 10  # Failures without an answer between them: the server is down
 
@@ -166,19 +166,15 @@ class Asker:
         size = len(msgspec.json.encode([q.messages, q.schema])) // _BYTES + 100
         return size, self.options.get('max_completion_tokens') or self.options.get('max_tokens') or 4096
 
-# %% ../nbs/06_ask.ipynb #1c5317aa
-from fastcore.basics import patch
-
-@patch
-async def __call__(self: Asker, q: Question) -> str:  # Raises `NoAnswer`
+# %% ../nbs/06_ask.ipynb #79d1ddab
+async def _call_of(self, q: Question) -> str:  # Raises `NoAnswer`
     "The answer to a question, from the file or from the endpoint."
     if r := self.answers.get(key := self.key(q)): self.counts['remembered'] += 1; return r.text
     if key not in self._flying: self._flying[key] = asyncio.ensure_future(self._pay(q, key))
     try: return (await asyncio.shield(self._flying[key])).text
     finally: self._flying.pop(key, None) if self._flying.get(key) and self._flying[key].done() else None
 
-@patch
-async def _pay(self: Asker, q: Question, key: tuple) -> Reply:
+async def _pay(self, q: Question, key: tuple) -> Reply:
     if self._row >= _IN_A_ROW: raise NoAnswer('stopped', f'{self._row} questions in a row got no answer')
     async with self.budget.hold(self.budget.cost(*self.most(q))):
         try: r = await self._send(q)
@@ -187,9 +183,10 @@ async def _pay(self: Asker, q: Question, key: tuple) -> Reply:
         self.budget.spent += r.cost; self.counts['asked'] += 1; self._row = 0
     return r
 
-# %% ../nbs/06_ask.ipynb #ebd1c0a2
-@patch
-async def _send(self: Asker, q: Question) -> Reply:
+Asker.__call__, Asker._pay = _call_of, _pay
+
+# %% ../nbs/06_ask.ipynb #1f95bede
+async def _send(self, q: Question) -> Reply:
     import openai
     self._client = self._client or _client(self.endpoint)
     form = {'response_format': {'type': 'json_schema', 'json_schema': {'name': 'answer', 'strict': True, 'schema': q.schema}}} if q.schema and self._by_schema else {}
@@ -203,27 +200,28 @@ async def _send(self: Asker, q: Question) -> Reply:
     except openai.APIConnectionError as e: raise NoAnswer('connection', f'no connection ({e.__cause__ or e})') from e
     return self._reply(q, done)
 
-@patch
-def _said(self: Asker, e: Exception) -> str: return ' '.join(str(e).replace(self.endpoint.key(), '…').split())[:300]
+def _said(self, e: Exception) -> str: return ' '.join(str(e).replace(self.endpoint.key(), '…').split())[:300]
 
-# %% ../nbs/06_ask.ipynb #35ec933c
-@patch
-def _reply(self: Asker, q: Question, done) -> Reply:
+Asker._send, Asker._said = _send, _said
+
+# %% ../nbs/06_ask.ipynb #bc1c7cf6
+def _reply(self, q: Question, done) -> Reply:
     text, (_, most_out) = done.choices[0].message.content or '', self.most(q)
     size = len(msgspec.json.encode([q.messages, q.schema]))
     used = lambda name, most, other: n if type(n := getattr(done.usage, name, None)) is int and 0 <= n <= most else other
     tokens = used('prompt_tokens', size + 1000, size // _BYTES), used('completion_tokens', most_out, len(text.encode()) // _BYTES + 1)
     return Reply(text, *tokens, str(done.choices[0].finish_reason or 'stop'), self.budget.cost(*tokens))
 
-# %% ../nbs/06_ask.ipynb #32aa3c7d
+Asker._reply = _reply
+
+# %% ../nbs/06_ask.ipynb #db274d37
 class Unfinished(InputError):
     "Some questions have no answer; the same command asks only those."
     def __init__(self, why: dict[str, int], message: str):
         super().__init__(message)
         self.why = why
 
-@patch
-async def all(self: Asker, tasks: Iterable[Callable[['Asker'], Awaitable]]) -> Counter:  # Each task is called with this asker
+async def _all_of(self, tasks: Iterable[Callable[['Asker'], Awaitable]]) -> Counter:  # Each task is called with this asker
     "Run the tasks. Raises `Unfinished`, once all that can be answered is."
     stream, failed, last = iter(tasks), Counter(), []
     async def work():
@@ -240,7 +238,9 @@ async def all(self: Asker, tasks: Iterable[Callable[['Asker'], Awaitable]]) -> C
         raise Unfinished(bad, f"{self.model}: {sum(bad.values())} records or more have no answer yet ({', '.join(f'{c} {n}' for c, n in bad.items())}; the last: {last[0]}); the same command asks only those that are left")
     return self.counts
 
-# %% ../nbs/06_ask.ipynb #82943136
+Asker.all = _all_of
+
+# %% ../nbs/06_ask.ipynb #6cb34b9d
 def run(work):  # A coroutine
     "Wait for asynchronous work, whether or not an event loop runs already."
     try: asyncio.get_running_loop()
@@ -248,7 +248,7 @@ def run(work):  # A coroutine
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(1) as other: return other.submit(asyncio.run, work).result()
 
-# %% ../nbs/06_ask.ipynb #6349d7db
+# %% ../nbs/06_ask.ipynb #ffcf2877
 class Forecast(msgspec.Struct):
     "What asking would take."
     records: int = 0
@@ -258,8 +258,7 @@ class Forecast(msgspec.Struct):
     cost: float = 0.      # Likely
     at_most: float = 0.   # Every question twice, every answer at its limit
 
-@patch
-def forecast(self: Asker, questions: Iterable[Question]) -> Forecast:  # The first question of each record
+def _forecast_of(self, questions: Iterable[Question]) -> Forecast:  # The first question of each record
     "What asking these would cost."
     n, _, out, _ = self.answers.totals(self.model)
     f = Forecast()
@@ -271,3 +270,5 @@ def forecast(self: Asker, questions: Iterable[Question]) -> Forecast:  # The fir
         f.at_most += 2 * self.budget.cost(most_in + most_out, most_out)
     f.cost = self.budget.cost(f.input_tokens, f.output_tokens)
     return f
+
+Asker.forecast = _forecast_of
