@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['hash_of', 'Question', 'Reply', 'Answers', 'NoAnswer', 'Budget', 'Endpoint', 'Asker', 'Unfinished', 'run', 'Forecast']
 
-# %% ../nbs/06_ask.ipynb #41acf86f
+# %% ../nbs/06_ask.ipynb #98fd43c4
 import asyncio
 import hashlib
 import os
@@ -19,10 +19,10 @@ import msgspec
 
 from .schema import InputError
 
-# %% ../nbs/06_ask.ipynb #ddbd06ed
+# %% ../nbs/06_ask.ipynb #09623cb2
 def hash_of(value) -> str:  # 32 hex digits of SHA-256 over canonical JSON
     "A name for a JSON value that no other value has."
-    return hashlib.sha256(msgspec.json.encode(value, order='sorted')).hexdigest()[:32]
+    return hashlib.sha256(msgspec.json.encode(msgspec.to_builtins(value, str_keys=True), order='sorted')).hexdigest()[:32]
 
 class Question(msgspec.Struct, frozen=True):
     "What a judge is asked."
@@ -38,7 +38,7 @@ class Reply(msgspec.Struct, frozen=True):
     finish: str = 'stop'  # length: cut off at the limit
     cost: float = 0.      # In the currency of the price
 
-# %% ../nbs/06_ask.ipynb #25bd7a24
+# %% ../nbs/06_ask.ipynb #bb7ae4b6
 _TABLE = '''CREATE TABLE IF NOT EXISTS answers (content TEXT, prompt TEXT, model TEXT, text TEXT, input_tokens INTEGER, output_tokens INTEGER,
     finish TEXT, cost REAL, at TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (content, prompt, model));
 CREATE TRIGGER IF NOT EXISTS unchanged BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are only added'); END;
@@ -69,7 +69,7 @@ class Answers:
 
     def close(self): self.db.close()
 
-# %% ../nbs/06_ask.ipynb #ca6b66a8
+# %% ../nbs/06_ask.ipynb #05d601d5
 _BYTES = 3  # Of prompt, per token, at least
 
 class NoAnswer(InputError):
@@ -97,7 +97,7 @@ class Budget(msgspec.Struct):
         try: yield
         finally: self.held -= most
 
-# %% ../nbs/06_ask.ipynb #12d5f40b
+# %% ../nbs/06_ask.ipynb #6ed0fb79
 def _client(endpoint: 'Endpoint'):
     import openai
     from aiolimiter import AsyncLimiter
@@ -123,7 +123,7 @@ def _not_a_completion(body: bytes) -> str:  # '' if it is one
     said = choices[0].get('message') if isinstance(choices[0], dict) else None
     return '' if isinstance(said, dict) and isinstance(said.get('content'), str | None) else 'found a choice without a message, expected one'
 
-# %% ../nbs/06_ask.ipynb #04b92d21
+# %% ../nbs/06_ask.ipynb #1853f422
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     "Any server that speaks OpenAI's chat completions, and how it wants to be treated."
     base_url: str | None = None    # Such as `http://localhost:8000/v1`; None: $OPENAI_BASE_URL, or OpenAI's own
@@ -140,7 +140,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         if not found and not (self.base_url or os.environ.get('OPENAI_BASE_URL')): raise InputError(f'{self.key_env}: found no key in the environment, expected one (or --base-url for a server of your own)')
         return found or 'none'
 
-# %% ../nbs/06_ask.ipynb #9dff76ea
+# %% ../nbs/06_ask.ipynb #2c5c47a5
 _FATAL = {'budget', 'http_401', 'http_403', 'http_404'}  # Asking on would change nothing
 _IN_A_ROW = 10  # Failures without an answer between them: the server is down
 
@@ -166,7 +166,7 @@ class Asker:
         size = len(msgspec.json.encode([q.messages, q.schema])) // _BYTES + 100
         return size, self.options.get('max_completion_tokens') or self.options.get('max_tokens') or 4096
 
-# %% ../nbs/06_ask.ipynb #79d1ddab
+# %% ../nbs/06_ask.ipynb #a84ed32c
 async def _call_of(self, q: Question) -> str:  # Raises `NoAnswer`
     "The answer to a question, from the file or from the endpoint."
     if r := self.answers.get(key := self.key(q)): self.counts['remembered'] += 1; return r.text
@@ -185,7 +185,7 @@ async def _pay(self, q: Question, key: tuple) -> Reply:
 
 Asker.__call__, Asker._pay = _call_of, _pay
 
-# %% ../nbs/06_ask.ipynb #1f95bede
+# %% ../nbs/06_ask.ipynb #1b037384
 async def _send(self, q: Question) -> Reply:
     import openai
     self._client = self._client or _client(self.endpoint)
@@ -204,7 +204,7 @@ def _said(self, e: Exception) -> str: return ' '.join(str(e).replace(self.endpoi
 
 Asker._send, Asker._said = _send, _said
 
-# %% ../nbs/06_ask.ipynb #bc1c7cf6
+# %% ../nbs/06_ask.ipynb #104153ca
 def _reply(self, q: Question, done) -> Reply:
     text, (_, most_out) = done.choices[0].message.content or '', self.most(q)
     size = len(msgspec.json.encode([q.messages, q.schema]))
@@ -214,7 +214,7 @@ def _reply(self, q: Question, done) -> Reply:
 
 Asker._reply = _reply
 
-# %% ../nbs/06_ask.ipynb #db274d37
+# %% ../nbs/06_ask.ipynb #b3404b9e
 class Unfinished(InputError):
     "Some questions have no answer; the same command asks only those."
     def __init__(self, why: dict[str, int], message: str):
@@ -240,7 +240,7 @@ async def _all_of(self, tasks: Iterable[Callable[['Asker'], Awaitable]]) -> Coun
 
 Asker.all = _all_of
 
-# %% ../nbs/06_ask.ipynb #6cb34b9d
+# %% ../nbs/06_ask.ipynb #7ff7762c
 def run(work):  # A coroutine
     "Wait for asynchronous work, whether or not an event loop runs already."
     try: asyncio.get_running_loop()
@@ -248,7 +248,7 @@ def run(work):  # A coroutine
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(1) as other: return other.submit(asyncio.run, work).result()
 
-# %% ../nbs/06_ask.ipynb #ffcf2877
+# %% ../nbs/06_ask.ipynb #1f01d3cf
 class Forecast(msgspec.Struct):
     "What asking would take."
     records: int = 0

@@ -9,7 +9,7 @@ __all__ = ['read_answer', 'places', 'Weighed', 'weigh', 'Critique', 'critique', 
 import functools
 import json
 import re
-from typing import Any, Callable, Generator, Iterable, Iterator
+from typing import Callable, Generator, Iterable, Iterator
 
 import msgspec
 

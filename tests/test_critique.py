@@ -1,0 +1,211 @@
+"The critic against servers that misbehave, and against kills."
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ROOT
+
+from actionstudio.ask import Answers, Asker, Endpoint, NoAnswer, Question, Unfinished, run
+from actionstudio.store import read, write
+
+ITEMS = ('correctness', 'hallucination', 'tool_use', 'overall')
+RUN = {"unique_trajectory_id": "a", "task_instruction": "", "tools": [], "conversation": [{"role": "user", "content": "How far is the moon?"}, {"role": "assistant", "content": "About 384,400 km."}]}
+VERDICT = {"claims": [{"item": i, "message": 1, "fault": False, "quote": "About 384,400 km.", "says": "Right."} for i in ITEMS], "orders": [],
+           "steps": [{"message": 1, "score": 5}], "scores": dict.fromkeys(ITEMS, 5), "summary": "Right."}
+
+
+def completion(text, n=1, **usage):
+    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "usage": usage or {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+                       "choices": [{"index": k, "finish_reason": "stop", "message": {"role": "assistant", "content": text}} for k in range(n)]}).encode()
+
+
+class Server:
+    "An OpenAI-compatible endpoint on 127.0.0.1 that does what `act(number of the request, body)` says, and counts."
+    def __init__(self, act):
+        self.requests, self.times, self.headers, self.lock, server = [], [], [], threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = 'HTTP/1.1'
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers['content-length'])))
+                with server.lock:
+                    server.requests.append(body); server.times.append(time.monotonic()); server.headers.append({k.lower(): v for k, v in self.headers.items()})
+                    n = len(server.requests)
+                status, headers, text = act(n, body)
+                if status == 'drip':  # A byte now and then, without end
+                    self.send_response(200); self.send_header('content-length', '1000'); self.end_headers()
+                    for _ in range(40):
+                        try: self.wfile.write(b' '); self.wfile.flush()
+                        except OSError: return
+                        time.sleep(.1)
+                    return
+                self.send_response(status)
+                for k, v in ({'content-type': 'application/json', 'content-length': str(len(text))} | headers).items(): self.send_header(k, v)
+                self.end_headers()
+                try: self.wfile.write(text)
+                except OSError: return
+                if 'content-length' in headers: self.close_connection = True  # Promised more than it sent
+
+            def log_message(self, *_): pass
+
+        class Quiet(ThreadingHTTPServer):
+            def handle_error(self, *_): pass  # Clients that were killed
+
+        self.http = Quiet(('127.0.0.1', 0), Handler)
+        self.url = f'http://127.0.0.1:{self.http.server_port}/v1'
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def __enter__(self): return self
+    def __exit__(self, *_): self.http.shutdown(); self.http.server_close()
+
+
+def asked(tmp_path, act, **endpoint):
+    "One question to a server: (the answer, or the code of the failure; the server)."
+    with Server(act) as s:
+        asker = Asker('m', Answers(tmp_path/'answers.sqlite'), Endpoint(base_url=s.url, **endpoint))
+        got = []
+        async def one(a):
+            try: got.append(await a(Question('c', [{"role": "user", "content": "?"}], {"type": "object"})))
+            except NoAnswer as e: got.append(e.code); raise
+        try: run(asker.all([one]))
+        except Unfinished: pass
+        asker.answers.close()
+    return got[0], s
+
+
+GOOD = (200, {}, completion('four'))
+FAULTS = {'429': (429, {'retry-after': '0.3'}, b'{"error": {"message": "slow down"}}'), '500': (500, {}, b'oops'), 'html': (200, {'content-type': 'text/html'}, b'<html>sign in</html>'),
+          'cut json': (200, {}, completion('four')[:60]), 'cut body': (200, {'content-length': '5000'}, completion('four')), 'no choice': (200, {}, completion('four', 0)),
+          'two choices': (200, {}, completion('four', 2)), 'empty': (200, {}, b''), 'no utf-8': (200, {}, b'\xff\xfe')}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_fault_is_tried_again(tmp_path, fault):
+    got, s = asked(tmp_path, lambda n, _: FAULTS[fault] if n == 1 else GOOD)
+    assert (got, len(s.requests)) == ('four', 2)
+    if fault == '429': assert .3 <= s.times[1] - s.times[0] < .45  # As told; the client's own first delay would be longer
+
+
+@pytest.mark.parametrize('act', [lambda n, _: ('drip', {}, b'') if n == 1 else GOOD, lambda n, _: time.sleep(1.2) or GOOD if n == 1 else GOOD], ids=['drips', 'stalls'])
+def test_a_stall_ends_with_the_timeout(tmp_path, act):
+    start = time.monotonic()
+    got, s = asked(tmp_path, act, timeout=.5)
+    assert (got, len(s.requests)) == ('four', 2) and time.monotonic() - start < 3
+
+
+def test_retries_are_capped_and_a_wrong_key_is_not_tried_again(tmp_path):
+    got, s = asked(tmp_path, lambda n, _: (503, {'retry-after-ms': '1'}, b'{}'), retries=3)
+    assert (got, len(s.requests)) == ('http_503', 4)
+    got, s = asked(tmp_path, lambda n, _: (401, {}, b'{}'))
+    assert (got, len(s.requests)) == ('http_401', 1)
+
+
+def test_a_server_without_schemas_is_asked_without(tmp_path):
+    got, s = asked(tmp_path, lambda n, body: (400, {}, b'{"error": {"message": "response_format json_schema is not supported"}}') if 'response_format' in body else GOOD)
+    assert (got, ['response_format' in r for r in s.requests]) == ('four', [True, False])
+
+
+def test_a_rate_limit_holds_for_retries_too(tmp_path):
+    _, s = asked(tmp_path, lambda n, _: (503, {'retry-after-ms': '1'}, b'{}'), retries=3, per_minute=300)
+    assert all(b - a > .19 for a, b in zip(s.times, s.times[1:]))
+
+
+def test_usage_that_cannot_be_is_not_believed(tmp_path):
+    asked(tmp_path, lambda n, _: (200, {}, completion('four', prompt_tokens=10**12, completion_tokens=-5)))
+    answers = Answers(tmp_path/'answers.sqlite')
+    assert answers.totals()[1] < 100 and answers.totals()[2] == 2
+    answers.close()
+
+
+def command(server, source, out, *more):
+    return [sys.executable, '-m', 'actionstudio.cli', 'critique', str(source), '--out', str(out), '--model', 'm', '--base-url', server.url, *more]
+
+
+def test_the_command(actionstudio, tmp_path):
+    runs = [RUN | {"unique_trajectory_id": str(k), "task_instruction": f"Day {k}"} for k in range(6)]
+    write(tmp_path/'runs.jsonl', runs)
+    with Server(lambda n, body: (200, {}, completion(json.dumps(VERDICT)))) as s:
+        args = ['critique', tmp_path/'runs.jsonl', '--out', tmp_path/'out', '--model', 'm', '--base-url', s.url, '--price', '2,8']
+        code, out, err = actionstudio(*args, '--dry-run', OPENAI_API_KEY='sk-very-secret')
+        assert (code, len(s.requests), (tmp_path/'out').exists()) == (0, 0, False) and 'at_most' in out, err
+        code, out, err = actionstudio(*args, '--budget', '0.0001', OPENAI_API_KEY='sk-very-secret')
+        assert (code, len(s.requests)) == (1, 0) and 'budget' in err and err.count('\n') == 1
+        code, out, err = actionstudio(*args, OPENAI_API_KEY='sk-very-secret')
+        assert code == 0 and len(s.requests) == 6 and s.headers[0]['authorization'] == 'Bearer sk-very-secret', err
+        assert actionstudio(*args)[0] == 0 and len(s.requests) == 6
+    assert len(list(read(tmp_path/'out/kept.jsonl'))) == 6
+    assert not [f for f in tmp_path.rglob('*') if f.is_file() and b'sk-very-secret' in f.read_bytes()]
+    for args, words in ((['--price', '2,8,1'], 'price'), (['--budget', '1'], 'no price'), (['--mode', 'both'], 'mode'), (['--rubric', tmp_path/'no.yaml'], 'no.yaml')):
+        code, _, err = actionstudio('critique', tmp_path/'runs.jsonl', '-o', tmp_path/'x', '--model', 'm', '--base-url', 'http://127.0.0.1:9/v1', *args)
+        assert code == 2 and words in err and err.count('\n') == 1, err
+    code, _, err = actionstudio('critique', tmp_path/'runs.jsonl', '-o', tmp_path/'x', '--model', 'm', '--answers', tmp_path/'new.sqlite', OPENAI_API_KEY='', OPENAI_BASE_URL='')
+    assert code == 2 and 'no key' in err, err
+
+
+def test_killed_five_times_nothing_is_lost_or_paid_twice(tmp_path):
+    "SIGKILL at five random moments during 1,000 records; a record whose answer was kept is never asked about again."
+    write(tmp_path/'runs.jsonl', [RUN | {"unique_trajectory_id": str(k), "task_instruction": f"Record {k}."} for k in range(1000)])
+    rng, frozen = random.Random(7), []  # For each kill: content → how often it had been asked about, of finished records
+    content = lambda body: body['messages'][-1]['content'].split('\n')[0][5:-1]  # The word of the fence
+    with Server(lambda n, body: time.sleep(.02) or (200, {}, completion(json.dumps(VERDICT)))) as s:
+        env, args = os.environ | {'PYTHONPATH': str(ROOT), 'OPENAI_API_KEY': 'k'}, command(s, tmp_path/'runs.jsonl', tmp_path/'out')
+        for stop in sorted(rng.sample(range(50, 900), 5)):
+            p = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while len(s.requests) < stop and p.poll() is None: time.sleep(.005)
+            assert p.poll() is None, 'ended by itself'
+            p.send_signal(signal.SIGKILL)
+            p.wait()
+            with closing(sqlite3.connect(tmp_path/'answers.sqlite')) as db: finished = {c for c, in db.execute('SELECT content FROM answers')}
+            often = Counter(map(content, s.requests))
+            assert finished <= set(often) and not (tmp_path/'out').exists()
+            frozen.append({c: often[c] for c in finished})
+        done = subprocess.run(args, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        often = Counter(map(content, s.requests))
+    assert all(often[c] == n for before in frozen for c, n in before.items())
+    assert len(often) == 1000 and len(s.requests) - 1000 <= 5 * 8  # Only what was under way at a kill: eight at once, five kills
+    report = json.loads((tmp_path/'out/report.json').read_text())
+    assert (report['records_in'], report['records_out']) == (1000, 1000) and len(list(read(tmp_path/'out/critiques.jsonl'))) == 1000
+    with closing(sqlite3.connect(tmp_path/'answers.sqlite')) as db: assert db.execute('SELECT count(*) FROM answers').fetchone() == (1000,)
+    print(f'{len(s.requests) - 1000} questions were under way at a kill and asked again')
+
+
+@pytest.mark.slow
+def test_a_real_server(tmp_path):
+    "transformers serve with SmolLM2: whatever it says is read, checked, kept, and accounted for."
+    pytest.importorskip('fastapi'); pytest.importorskip('torch')
+    from actionstudio.assets import smollm2_gguf, smollm2_tokenizer
+    from actionstudio.critique import Critic
+    from actionstudio.model import from_gguf
+    from actionstudio.schema import Trajectory
+    from_gguf(smollm2_gguf(), tmp_path/'smol', smollm2_tokenizer())
+    port = 20_000 + os.getpid() % 20_000
+    log = open(tmp_path/'serve.log', 'w')
+    serve = subprocess.Popen([os.path.join(os.path.dirname(sys.executable), 'transformers'), 'serve', str(tmp_path/'smol'), '--port', str(port), '--device', 'cpu'],
+                             stdout=log, stderr=log, env=os.environ | {'HF_HUB_OFFLINE': '1'})
+    try:
+        import urllib.request
+        for _ in range(120):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=2); break
+            except OSError: assert serve.poll() is None, (tmp_path/'serve.log').read_text()[-2000:]; time.sleep(1)
+        for mode in ('score', 'rubric'):
+            answers = Answers(tmp_path/f'{mode}.sqlite')
+            critic = Critic(Asker(str(tmp_path/'smol'), answers, Endpoint(base_url=f'http://127.0.0.1:{port}/v1', concurrency=1, timeout=240, retries=1), {'temperature': 0, 'max_tokens': 60}), mode=mode)
+            t = Trajectory.from_dict(RUN)
+            critic.ask([t])
+            c = critic(t)
+            print(mode, c)
+            assert answers.totals()[0] == c.asked and (c.problem == 'no_verdict' or c.scores)
+            answers.close()
+    finally: serve.terminate(); serve.wait(20); log.close()
