@@ -24,8 +24,11 @@ _LORA = ('q_proj', 'k_proj', 'v_proj', 'o_proj')  # Zhang et al. 2025, section 4
 class Run(Record, kw_only=True, frozen=True):
     "One training run."
     model: str  # Folder with the weights and the tokenizer
-    data: str  # Folder written by `actionstudio encode`: encoded.parquet and certificate.json
+    data: str  # Folder written by `actionstudio encode`; for dpo a file of trajectories with `chosen` and `rejected`
     out: str  # Folder for checkpoints, metrics and the trained model
+    objective: Literal['sft', 'dpo'] = 'sft'  # Learn from answers, or from a better and a worse one
+    beta: float = 0.1  # Of dpo: how dearly leaving the reference is paid for
+    preference: Literal['sigmoid', 'ipo', 'hinge'] = 'sigmoid'  # Of dpo: its loss
     regime: Literal['full', 'lora', 'qlora'] = 'lora'  # Train all weights, adapters, or adapters on NF4 weights
     lora_r: int = 32  # Rank of each adapter
     lora_alpha: int = 64  # Adapter scale is lora_alpha / lora_r
@@ -62,6 +65,7 @@ def _refused(r: Run) -> Iterator[tuple[str, str]]:
         if not (v := getattr(r, key)).strip() or '\0' in v: yield key, f'found {shown(v)}, expected the path of a folder'
     for key in _AT_LEAST_1:
         if (n := getattr(r, key)) is not None and n < 1: yield key, f'found {n}, expected 1 or more'
+    if not 0 < r.beta < math.inf: yield 'beta', f'found {r.beta}, expected more than 0'
     if r.checkpointed < 0: yield 'checkpointed', f'found {r.checkpointed}, expected 0 or more layers'
     if not 0 < r.lr < 1: yield 'lr', f'found {r.lr}, expected more than 0 and less than 1'
     if not 0 <= r.warmup < 1: yield 'warmup', f'found {r.warmup}, expected a share of the steps, 0 or more and less than 1'

@@ -39,6 +39,8 @@ class Pair(msgspec.Struct):
     trajectory_id: str
 
     def __len__(self): return len(self.prompt) + len(self.chosen) + len(self.rejected)  # As one row with a shared prefix
+    @property
+    def trained(self) -> int: return self.chosen.trained + self.rejected.trained
 
 # %% ../nbs/15_pairs.ipynb #26e60168
 def _side(t: Trajectory, which: str, tokenizer, chat_template, max_length) -> Encoded:

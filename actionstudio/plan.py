@@ -15,8 +15,9 @@ from typing import Any, Literal, Sequence
 
 import msgspec
 
-from .config import Record, Run
+from .config import Run
 from .dataset import scan_encoded
+from .record import Record
 from .schema import InputError
 
 # %% ../nbs/31_plan.ipynb #d6f59c94

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['draw', 'plan_rows', 'step_tokens', 'collate', 'trained_loss', 'total_weight', 'AgentSFTTrainer', 'certified_rows',
-           'last_checkpoint', 'Metrics', 'train_sft']
+           'last_checkpoint', 'Metrics', 'training_arguments', 'train_sft', 'finish']
 
 # %% ../nbs/34_sft.ipynb #b855ead5
 import json
@@ -162,28 +162,35 @@ class Metrics(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if 'loss' not in logs: return
+        for k in ('loss', 'grad_norm'):  # Before this step is saved
+            if not math.isfinite(logs[k]): raise InputError(f'step {state.global_step}: {k}: found {logs[k]}, expected a finite number; the last good checkpoint is {last_checkpoint(args.output_dir)}')
         done = self.tokens[:state.global_step]
         line = {'step': state.global_step, 'steps': state.max_steps, 'loss': logs['loss'], 'lr': logs['learning_rate'], 'grad_norm': logs['grad_norm'],
-                'tokens': sum(a for a, _ in done), 'trained_tokens': sum(t for _, t in done), 'seconds': round(time.perf_counter() - self.start, 2)}
+                'tokens': sum(a for a, _ in done), 'trained_tokens': sum(t for _, t in done), 'seconds': round(time.perf_counter() - self.start, 2),
+                **{k: logs[k] for k in ('accuracy', 'margin') if k in logs}}
         self.lines.append(line)
         if state.is_world_process_zero: self.path.write_text(''.join(json.dumps(x) + '\n' for x in self.lines)); self.on_step(line)
 
 # %% ../nbs/34_sft.ipynb #0f8b2f46
-def _arguments(run: Run, steps: int) -> SFTConfig:
+def training_arguments(run: Run, steps: int) -> SFTConfig:
+    "What TRL and transformers are told. Raises `InputError`."
     cpu = not torch.cuda.is_available()
+    if run.sharding != 'replica': raise InputError(f'sharding: found {run.sharding}, expected replica: the others are planned and not yet trained')
+    if cpu and run.optimiser != 'adamw': raise InputError(f'optimiser: found {run.optimiser} without a GPU, expected adamw')
+    optim = {} if run.optimiser == 'adamw' else {'optim': run.optimiser}
     return SFTConfig(
         output_dir=str(Path(run.out)/'checkpoints'), max_steps=steps, per_device_train_batch_size=run.micro_batch, gradient_accumulation_steps=run.grad_accum,
         learning_rate=run.lr, warmup_steps=max(1, round(run.warmup * steps)), weight_decay=run.weight_decay, max_grad_norm=run.max_grad_norm,
         lr_scheduler_type={'constant': 'constant_with_warmup'}.get(run.schedule, run.schedule), seed=run.seed, data_seed=run.seed,
         bf16=run.regime == 'full' and run.dtype == 'bfloat16', use_cpu=cpu, dataloader_pin_memory=not cpu, gradient_checkpointing=False,
         dataset_kwargs={'skip_prepare_dataset': True}, remove_unused_columns=False, max_length=None, packing=False, padding_free=False,
-        logging_steps=run.log_every, logging_nan_inf_filter=False, save_steps=run.save_every, save_total_limit=run.keep, report_to='none', disable_tqdm=True)
+        logging_steps=run.log_every, logging_nan_inf_filter=False, save_steps=run.save_every, save_total_limit=run.keep, report_to='none', disable_tqdm=True, **optim)
 
 def _trainer(run: Run, rows: list[list[int]], encoded: list[Encoded], tokenizer, callbacks) -> AgentSFTTrainer:
     from datasets import Dataset
     steps = math.ceil(len(rows) / run.global_batch(_world()))
     trainer = AgentSFTTrainer(
-        model=load_for_training(run, 'sdpa' if torch.cuda.is_available() else SEGMENTS), args=_arguments(run, steps), processing_class=tokenizer,
+        model=load_for_training(run, 'sdpa' if torch.cuda.is_available() else SEGMENTS), args=training_arguments(run, steps), processing_class=tokenizer,
         train_dataset=Dataset.from_dict({'row': rows}), data_collator=lambda batch: collate([encoded[i] for x in batch for i in x['row']]), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -203,20 +210,23 @@ def train_sft(
     if (out/'report.json').is_file(): return load_json(out/'report.json')
     encoded, tokenizer, certificate = certified_rows(run)
     rows = plan_rows(encoded, run)
+    tokens = step_tokens(rows, encoded, run.global_batch(_world()))
+    if empty := [k for k, (_, trained) in enumerate(tokens, 1) if not trained]: raise InputError(f'{run.data}: step {empty[0]}: found no trained token, expected at least one')
     if int(os.environ.get('RANK', 0)) == 0:
         out.mkdir(parents=True, exist_ok=True)
         save_json(out/'made_by.json', made_by); (out/'run.yaml').write_text(to_yaml(run), encoding='utf-8')
-    metrics = Metrics(out/'metrics.jsonl', step_tokens(rows, encoded, run.global_batch(_world())), on_step)
+    metrics = Metrics(out/'metrics.jsonl', tokens, on_step)
     trainer = _trainer(run, rows, encoded, tokenizer, [metrics])
     trainer.train(resume_from_checkpoint=(at := last_checkpoint(out/'checkpoints')) and str(at))
-    return _finish(run, trainer, tokenizer, metrics.lines, certificate)
+    return finish(run, trainer, tokenizer, metrics.lines, certificate)
 
 # %% ../nbs/34_sft.ipynb #c57216de
-def _finish(run: Run, trainer, tokenizer, lines: list[dict], certificate: dict) -> dict:
+def finish(run: Run, trainer, tokenizer, lines: list[dict], certificate: dict, **more) -> dict:
+    "Save the trained model with its certificate, and report."
     folder = Path(run.out)/('model' if run.regime == 'full' else 'adapter')
     trainer.save_model(str(folder))
     report = {'certificate': certificate['hash'], 'steps': trainer.state.global_step, 'tokens': lines[-1]['tokens'], 'trained_tokens': lines[-1]['trained_tokens'],
-              'loss_first': lines[0]['loss'], 'loss_last': lines[-1]['loss'], 'seconds': lines[-1]['seconds'], **learning(trainer.model)}
+              'loss_first': lines[0]['loss'], 'loss_last': lines[-1]['loss'], 'seconds': lines[-1]['seconds'], **learning(trainer.model), **more}
     if not trainer.is_world_process_zero(): return report
     tokenizer.save_pretrained(folder)
     if run.regime != 'full': save_json(folder/'base.json', {'weights': weights_hash(run.model), 'model': str(run.model), 'certificate': certificate['hash']})
