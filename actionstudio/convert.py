@@ -334,7 +334,7 @@ def _convert_one(record, chosen, fallback, place, source, report, path=None, fin
     if isinstance(record, Rejected): report.rejected[record.reason] += 1; return record
     try:
         f = chosen or formats()[sniff(record)]
-        if path and f.join: record = f.join(path, record); f = chosen or formats()[sniff(record)]
+        if path and f.join and (joined := f.join(path, record)) is not record: record = joined; f = chosen or formats()[sniff(record)]
         if why := chosen and _lacks(f, record): raise Reject('wrong_format', f'found {shown(sorted(record))}, expected {f.name} ({why})')
         d = {"unique_trajectory_id": fallback, "task_instruction": "", "tools": []} | f.convert(record)
         lifted = d.pop(LIFTED, {})

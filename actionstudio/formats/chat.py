@@ -124,7 +124,8 @@ def chat_fits(r: dict) -> str:  # '' when `messages` are OpenAI's, else what dif
     for m in r['messages']:
         role, content = (m.get('role'), m.get('content')) if isinstance(m, dict) else (m, None)
         if role not in known: return f'a message with role {shown(role)}'
-        block = next((p for p in content if isinstance(p, dict) and p.get('type') in _BLOCKS), None) if isinstance(content, list) else None
+        if not isinstance(content, list): continue
+        block = next((p for p in content if isinstance(p, dict) and p.get('type') in _BLOCKS), None)
         if block: return f"a content block of type {block['type']}"
     return ''
 
