@@ -84,15 +84,27 @@ def export(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
 
 # %% ../nbs/50_cli.ipynb #5f5fde1f
 @app.command()
-def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], out: Out,
-          select: Annotated[Optional[list[str]], typer.Option(help='Rules to run; all without it.')] = None,
-          ignore: Annotated[Optional[list[str]], typer.Option(help='Rules to leave out.')] = None,
-          fix: Annotated[bool, typer.Option('--fix', help='Apply the safe repairs first.')] = False,
-          fail_on: Annotated[Optional[list[str]], typer.Option(help='Rules whose findings end the command with exit code 1.')] = None, force: Force = False):
-    "Check trajectories against the rules; those with an error are removed.\n\nExample: actionstudio check out/data/data.jsonl --out out/checked"
-    report = _call('rules:check_file', source, out, select, ignore or [], fix, force, progress)
-    show(report, f'check → {out}')
-    if hit := [r for r in fail_on or [] if report['findings'].get(r)]: _fail(f"found {', '.join(hit)}, as --fail-on asked")
+def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a folder that convert made.')], out: Out,
+          select: Annotated[Optional[list[str]], typer.Option(help='Rules or groups to run; all without it.')] = None,
+          ignore: Annotated[Optional[list[str]], typer.Option(help='Rules or groups to leave out.')] = None,
+          fix: Annotated[bool, typer.Option('--fix', help='Apply the safe repairs first; repaired.jsonl says what stood there.')] = False,
+          fail_on: Annotated[Optional[list[str]], typer.Option(help='Rules, groups or severities (error, warning, note, any) whose new findings end the command with exit code 1.')] = None,
+          baseline: Annotated[Optional[Path], typer.Option(help='An earlier check: its findings are known and cannot fail.')] = None,
+          lines: Annotated[int, typer.Option(min=0, help='Findings to print; all are in findings.jsonl.')] = 20, force: Force = False):
+    "Check trajectories against the rules; those with an error are removed.\n\nExample: actionstudio check out/data --out out/checked"
+    if fail_on: _call('check_file:failing', {'new': {}}, fail_on)
+    report = _call('check_file:check_file', source, out, select, ignore or [], fix, force, progress, baseline)
+    _print_findings(out, lines)
+    show({k: v for k, v in report.items() if k not in ('sources', 'new')}, f'check → {out}')
+    for name, c in list(report['sources'].items())[:40] if len(report['sources']) > 1 else (): _out.print(f"{name}: {c.get('removed', 0) / c['records']:.1%} of {c['records']:,} runs removed", soft_wrap=True, highlight=False, markup=False)
+    if hit := _call('check_file:failing', report, fail_on or []): _fail(f"found {', '.join(f'{n} × {code}' for code, n in hit.items())}, as --fail-on asked")
+
+def _print_findings(out: Path, lines: int) -> None:
+    shown = 0
+    for f in _call('store:read', out/'findings.jsonl'):
+        if f['severity'] == 'note': continue
+        if shown == lines: _out.print(f'… more in {out}/findings.jsonl', soft_wrap=True, highlight=False, markup=False); break
+        _out.print(f"{f['id']}: {f['path']}: {f['severity']} {f['rule']}: {f['message']}{' (fixable)' * f['fixable']}", soft_wrap=True, highlight=False, markup=False); shown += 1
 
 @app.command()
 def mix(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], out: Out,

@@ -30,7 +30,7 @@ def roles(trajectories):  # A lone system message stands in `task_instruction`
     return Counter(m.role for t in trajectories for m in t.conversation) + Counter(system=sum(bool(t.task_instruction) for t in trajectories))
 
 
-def found(trajectories): return Counter(f.rule for t in trajectories for f in check(t))
+def found(trajectories): return Counter(f.rule for t in trajectories for f in check(t, select=['schema', 'links', 'shape']))
 
 
 @pytest.mark.parametrize('name', FILES)
