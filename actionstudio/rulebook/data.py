@@ -72,7 +72,7 @@ def _personal_data(run) -> Iterator[tuple]:
 @rule('id-collision', 'note', 'Another record of the source has the same id; conversion told them apart')
 def _collision(run):
     old = ((run.t.meta or {}).get('provenance') or {})
-    if isinstance(old, dict) and 'id' in old: yield ['unique_trajectory_id'], f'found the id {old["id"]!r} in an earlier record too, expected ids that differ'
+    if isinstance(old, dict) and run.t.id.startswith(f"{old.get('id')}#"): yield ['unique_trajectory_id'], f'found the id {old["id"]!r} in an earlier record too, expected ids that differ'
 
 @rule('duplicate', 'warning', 'An earlier run has the same messages and tools', over='data')
 def _duplicate():
