@@ -30,8 +30,8 @@ def _links(run: Run) -> dict[str, list[tuple]]:  # code → (place, message)
             if c.id in waiting: add('reused-id', in_call(i, k, 'id'), f'found {shown(c.id)} again, still unanswered at conversation[{waiting[c.id][0]}].tool_calls[{waiting[c.id][1]}]')
             waiting[c.id] = i, k, c; made.add(c.id)
     for i, k, c in waiting.values():
-        if spoke > i or run.goes_on: add('unanswered-call', in_call(i, k, 'id'), f'found no result for {shown(c.id)} ({c.name}), expected one before the next turn')
-        else: add('ends-on-call', in_call(i, k, 'id'), f'found no result for {shown(c.id)} ({c.name}), the last call of the run')
+        if spoke > i: add('unanswered-call', in_call(i, k, 'id'), f'found no result for {shown(c.id)} ({c.name}), expected one before the next turn')
+        elif not run.goes_on: add('ends-on-call', in_call(i, k, 'id'), f'found no result for {shown(c.id)} ({c.name}), the last call of the run')
     return out
 
 # %% ../../nbs/05b_rules_links.ipynb #6472aa64
