@@ -10,7 +10,6 @@ __all__ = ['IGNORE', 'FIELDS', 'TRAIN', 'Span', 'Encoded', 'Refused', 'Turn', 't
 import functools
 import re
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from os.path import commonprefix
 from typing import Callable, Iterable, Iterator
 
@@ -51,7 +50,9 @@ class Encoded(msgspec.Struct):
     def __len__(self): return len(self.input_ids)
     @property
     def labels(self) -> list[int]:  # Unshifted: the id where `loss_mask` is 1, `IGNORE` elsewhere
-        return [i if m else IGNORE for i, m in zip(self.input_ids, self.loss_mask)]
+        out = [IGNORE] * len(self)
+        for m in re.finditer(b'\x01+', bytes(self.loss_mask)): out[m.start():m.end()] = self.input_ids[m.start():m.end()]
+        return out
     @property
     def trained(self) -> int: return sum(self.loss_mask)
 
@@ -112,9 +113,11 @@ def turn(
     t: Trajectory,
     rows: list[tuple[int, dict]],  # As `as_rows` gives them
     k: int,                        # Position of an assistant message in `rows`
+    texts: Callable[[int, bool], str] | None = None,  # As `ct.beginnings` gives them
 ) -> Turn:                         # Raises `Refused`, `TemplateFailure`
     "Prompt and answer of one assistant message."
-    prompt, text, through, note = _continued(ct, t, rows, k, ct.text(t, rows[:k], True), ct.text(t, rows[:k + 1]))
+    texts = texts or ct.beginnings(t, rows)
+    prompt, text, through, note = _continued(ct, t, rows, k, texts(k, True), texts(k + 1, False))
     stops, where = _stops(ct.dialect.stops), f'{t.id}: conversation[{rows[k][0]}]'
     if found := stops.search(text, len(prompt)):
         if text[found.end():].strip(): raise Refused('stop_inside_turn', f'{where}: found {found[0]} before the end of the turn')
@@ -192,7 +195,8 @@ class _Plan(msgspec.Struct):
 def _plan(ct: ChatTemplate, t: Trajectory, history: str, train, may_drop: tuple) -> _Plan:
     rows = as_rows(t, ct.dialect)
     if t.tools and ct.dialect.tools is None: raise Refused('tools_dropped', f'{t.id}: the template shows no tools')
-    turns = {k: turn(ct, t, rows, k) for k, (_, m) in enumerate(rows) if m['role'] == 'assistant'}
+    texts = ct.beginnings(t, rows)
+    turns = {k: turn(ct, t, rows, k, texts) for k, (_, m) in enumerate(rows) if m['role'] == 'assistant'}
     picked, part = set(chosen(t, train)), {}
     for k, x in turns.items():
         n = len(rows[k][1].get('tool_calls') or [])
@@ -250,7 +254,7 @@ def encode_all(
     max_length: int | None = None,     # Tokens; a longer row is refused, not cut
     weights: dict[str, float] | None = None,  # Field → weight of its trained tokens in the loss; 1 where absent
     may_drop: Iterable[str] = (),      # `reasoning`, `content`: train although the template does not show it
-    batch: int = 16,                   # Trajectories that are tokenised at once
+    batch: int = 150_000,              # Characters that are tokenised at once, about
 ) -> Iterator[tuple[Trajectory, list[Encoded] | Rejected]]:
     "Encode a stream, in order. Nobody is lost in silence: each trajectory gives its rows, or the reason why not."
     if history not in ('as_served', 'last_only', 'keep'): raise InputError(f'history: found {history!r}, expected as_served, last_only or keep')
@@ -260,9 +264,7 @@ def encode_all(
     plan = lambda t: _or_reason(t, lambda: _plan(ct, t, history, train, may_drop))
     with ThreadPoolExecutor(1) as tokenise:
         waiting = None
-        stream = iter(trajectories)
-        while some := list(islice(stream, batch)):
-            plans = [plan(t) for t in some]
+        for plans in _batches(map(plan, trajectories), batch):
             done = waiting and (waiting[0], waiting[1].result())
             waiting = plans, tokenise.submit(pieces, [text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves])
             if done: yield from _finish(*done, pieces, weights, max_length)
@@ -273,6 +275,13 @@ def _or_reason(t: Trajectory, work: Callable) -> tuple[Trajectory, object]:
     try: return t, work()
     except InputError as e:
         return t, Rejected(reason=getattr(e, 'code', 'template_error'), message=str(e), place=t.id, id=t.id, raw=t.to_dict())
+
+def _batches(plans: Iterable, most: int) -> Iterator[list]:
+    some, size = [], 0
+    for t, p in plans:
+        some.append((t, p)); size += sum(len(text) for text, *_ in p.leaves) if isinstance(p, _Plan) else 1_000
+        if size >= most: yield some; some, size = [], 0
+    if some: yield some
 
 def _finish(plans, tokens, pieces, weights, max_length):
     tokens = iter(tokens)

@@ -78,7 +78,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 _MAKE_TEXT = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model', 'vocab.json', 'merges.txt', 'chat_template.jinja',
               'generation_config.json')
-_MAKE_ROWS = ('schema', 'store', 'render', 'template', 'tokens', 'values', 'encode', 'certify', 'length', 'dataset', 'encode_file')
+_MAKE_ROWS = ('schema', 'store', 'render', 'prefixes', 'template', 'tokens', 'values', 'encode', 'certify', 'length', 'dataset', 'encode_file')
 
 def _state(folder: Path) -> str:
     modules = (Path(actionstudio.__file__).parent/f'{m}.py' for m in _MAKE_ROWS)

@@ -115,7 +115,7 @@ class Renderer:
         self.memo = _Memo(env.filters['tojson'])
         env.filters = env.filters | {'tojson': self.memo}
         env.getattr = _getattr(env)
-        self.template = env.from_string(self.source)
+        self.env, self.template = env, env.from_string(self.source)
         self.given = {'tools': None, 'documents': None} | tokenizer.special_tokens_map | (options or {})
 
     def __call__(self, messages: list[dict], ask: bool = False, **more) -> str:  # `ask`: end with the header that asks the assistant to speak

@@ -13,6 +13,7 @@ from typing import Callable, Iterator
 
 import msgspec
 
+from .prefixes import Prefixes
 from .render import _RAISED, Renderer, TemplateFailure, as_chat, blame
 from .schema import InputError, Trajectory, with_system
 
@@ -116,6 +117,7 @@ class ChatTemplate:
     ):
         self.tokenizer, self.source, self.options, self.dialect, self.findings = tokenizer, source, options, dialect, list(findings)
         self.renderer, self._tools, self._last = Renderer(tokenizer, source, options), {}, (None, {})
+        self._prefixes = Prefixes(self.renderer)
 
     def tools(self, t: Trajectory) -> dict:  # The same object for equal tools, so that they are written once
         if self._last[0] is t.tools: return self._last[1]
@@ -127,6 +129,14 @@ class ChatTemplate:
     def text(self, t: Trajectory, rows: list[tuple[int, dict]], ask: bool = False, **more) -> str:
         "What a server writes for these rows. Raises `TemplateFailure`."
         return blame(t.id, rows, functools.partial(self.renderer, **self.tools(t) | more), ask)
+
+    def beginnings(self, t: Trajectory, rows: list[tuple[int, dict]]) -> Callable[[int, bool], str]:  # (number of rows, ask) → as `text` for those rows
+        "What a server writes before and after each assistant's turn; from one rendering, as far as it is proven."
+        at = [k for k, (_, m) in enumerate(rows) if m['role'] == 'assistant']
+        try: known = self._prefixes([m for _, m in rows], {(k, True) for k in at} | {(k + 1, False) for k in at}, **self.tools(t)) if self._prefixes else {}
+        except _RAISED: known = {}  # Rendered one by one, it says where
+        else: self._prefixes = self._prefixes if known else None  # It looks ahead before it writes
+        return lambda n, ask: known[n, ask] if (n, ask) in known else self.text(t, rows[:n], ask)
 
     def prompt(self, t: Trajectory, i: int) -> str:
         "What a server sends before message `i` of the conversation."

@@ -62,7 +62,7 @@ class Pieces:
         known = self.known  # Another thread may start anew meanwhile
         split = [[p for part in ((t,) if isinstance(t, str) else t) for p in self.split(part)] for t in texts]
         if new := list({p for pieces in split for p in pieces} - known.keys()):
-            known.update(zip(new, self.backend.encode_batch(new, add_special_tokens=False)))
+            known.update((p, (e.ids, e)) for p, e in zip(new, self.backend.encode_batch(new, add_special_tokens=False)))
             self.size += sum(map(len, new))
         return [self._join([known[p] for p in pieces], pieces) for pieces in split]
 
@@ -70,13 +70,14 @@ class Pieces:
         "How many tokens the first `char` characters are, if they are the same tokens on their own; else None."
         k = bisect_right(t.chars, char) - 1
         if char == t.chars[k]: return t.firsts[k]
-        [head] = self([text[t.chars[k]:char]])
-        n = t.firsts[k] + len(head.ids)
-        return n if t.ids[t.firsts[k]:n] == head.ids and (n == len(t.ids) or t.start(n) == char) else None
+        head = text[t.chars[k]:char]
+        ids = self.known[head][0] if head in self.known else self([head])[0].ids  # Many turns begin alike
+        n = t.firsts[k] + len(ids)
+        return n if t.ids[t.firsts[k]:n] == ids and (n == len(t.ids) or t.start(n) == char) else None
 
     def _join(self, found: list, pieces: list[str]) -> Tokens:
         ids, chars, firsts, at = [], [], [], 0
-        for e, p in zip(found, pieces):
+        for (new, _), p in zip(found, pieces):
             chars.append(at); firsts.append(len(ids))
-            ids += e.ids; at += len(p)
-        return Tokens(ids, chars, firsts, found)
+            ids += new; at += len(p)
+        return Tokens(ids, chars, firsts, [e for _, e in found])

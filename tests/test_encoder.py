@@ -129,5 +129,5 @@ def test_text_that_looks_like_a_turn_trains_nothing():
 def test_order_and_number_are_kept_in_a_stream():
     ts = [Trajectory.from_dict(RUN.to_dict() | {'unique_trajectory_id': str(k)}) for k in range(130)]
     ts[70] = Trajectory.from_dict(RUN.to_dict() | {'unique_trajectory_id': '70', 'conversation': [{'role': 'user', 'content': 'hi'}]})
-    out = list(encode_all(ts, TOK, CHATML_TOOLS, batch=16))
+    out = list(encode_all(ts, TOK, CHATML_TOOLS, batch=1_000))
     assert [t.id for t, _ in out] == [str(k) for k in range(130)] and out[70][1].reason == 'nothing_to_train'
