@@ -8,7 +8,6 @@ __all__ = ['TREE', 'tree_attention', 'collate_pairs', 'log_probabilities', 'pref
 
 # %% ../nbs/35_dpo.ipynb #e537a9f7
 import json
-import math
 import os
 from pathlib import Path
 from typing import Callable
