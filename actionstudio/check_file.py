@@ -11,9 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Callable, Iterable
 
-import msgspec
-
-from .rules import Finding, Repair, Run, check, fix, rules
+from .rules import Finding, Run, check, fix, rules
 from .schema import InputError, Trajectory, json_path
 from .store import Rejected, fingerprint, read, shards, stage, trajectories, writing
 

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/05b_rules_links.ipynb #2b49d9db
 from typing import Iterator
 
-from ..rules import Patch, Run, in_call, rule
+from ..rules import Run, in_call, rule
 from ..schema import shown
 
 # %% ../../nbs/05b_rules_links.ipynb #68aee520

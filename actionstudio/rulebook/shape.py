@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/05c_rules_shape.ipynb #e66b72fc
 import re
 
-from ..rules import Patch, Run, in_call, leaves, rule, said
+from ..rules import Patch, in_call, leaves, rule, said
 from ..schema import shown
 
 # %% ../../nbs/05c_rules_shape.ipynb #e3fd76ea
