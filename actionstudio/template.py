@@ -135,7 +135,7 @@ class ChatTemplate:
         at = [k for k, (_, m) in enumerate(rows) if m['role'] == 'assistant']
         try: known = self._prefixes([m for _, m in rows], {(k, True) for k in at} | {(k + 1, False) for k in at}, **self.tools(t)) if self._prefixes else {}
         except _RAISED: known = {}  # Rendered one by one, it says where
-        else: self._prefixes = self._prefixes if known else None  # It looks ahead before it writes
+        else: self._prefixes = self._prefixes if known or len(at) < 2 else None  # It looks ahead before it writes
         return lambda n, ask: known[n, ask] if (n, ask) in known else self.text(t, rows[:n], ask)
 
     def prompt(self, t: Trajectory, i: int) -> str:

@@ -71,7 +71,7 @@ class Pieces:
         k = bisect_right(t.chars, char) - 1
         if char == t.chars[k]: return t.firsts[k]
         head = text[t.chars[k]:char]
-        ids = self.known[head][0] if head in self.known else self([head])[0].ids  # Many turns begin alike
+        ids = found[0] if (found := self.known.get(head)) else self([head])[0].ids  # Many turns begin alike
         n = t.firsts[k] + len(ids)
         return n if t.ids[t.firsts[k]:n] == ids and (n == len(t.ids) or t.start(n) == char) else None
 
