@@ -239,12 +239,24 @@ def evaluate(model: Annotated[Path, typer.Argument(help='A model folder.')], sou
 
 # %% ../nbs/50_cli.ipynb #a8de8575
 @app.command()
-def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out: Out, kind: Annotated[str, typer.Option(help='torchrun or slurm.')] = 'torchrun',
-           nodes: int = 1, gpus_per_node: int = 8, partition: Optional[str] = None, account: Optional[str] = None,
-           time: Annotated[Optional[str], typer.Option(help='Slurm time limit.')] = None, force: Force = False):
-    "Write the scripts that start a run on several machines.\n\nExample: actionstudio launch run.yaml --kind slurm --nodes 2 --out out/launch"
-    files = _call('launch:write_launch', run, out, kind, nodes, gpus_per_node, force=force, partition=partition, account=account, time=time)
-    show({f.name: f'{f.stat().st_size:,} bytes' for f in files}, f'launch → {out}')
+def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The folder to write to.')] = None,
+           cluster: Annotated[Optional[Path], typer.Option(help='A description of the machines (YAML); the other options win over it.')] = None,
+           kind: Annotated[Optional[str], typer.Option(help='torchrun, slurm, kubernetes or deepspeed.')] = None,
+           nodes: Annotated[Optional[int], typer.Option(help='Machines.')] = None, gpus_per_node: Annotated[Optional[int], typer.Option(help='0: CPU.')] = None,
+           partition: Annotated[Optional[str], typer.Option(help='Slurm queue.')] = None, account: Annotated[Optional[str], typer.Option(help='Who Slurm charges.')] = None,
+           time: Annotated[Optional[str], typer.Option(help='Slurm time limit.')] = None,
+           templates: Annotated[Optional[Path], typer.Option(help='A folder whose templates go before the shipped ones.')] = None,
+           dry_run: Annotated[bool, typer.Option('--dry-run', help='Print the files and write none.')] = False,
+           check: Annotated[bool, typer.Option('--check', help='Run bash -n and shellcheck over the scripts; exit code 1 when they find something.')] = False, force: Force = False):
+    "Write the scripts that start a run on several machines.\n\nExample: actionstudio launch run.yaml --kind slurm --nodes 2 --gpus-per-node 8 --out out/launch"
+    texts = _call('launch:launch_texts', run, cluster, templates, kind=kind, nodes=nodes, gpus_per_node=gpus_per_node, partition=partition, account=account, time=time)
+    if dry_run:
+        for name, text in texts.items(): _out.print(f'=== {name}\n{text}', markup=False, highlight=False, soft_wrap=True)
+    elif out is None: raise typer.BadParameter('expected --out DIR, or --dry-run')
+    else:
+        _call('launch:write_texts', texts, out, force)
+        show({name: f'{len(text.encode()):,} bytes' for name, text in texts.items()}, f'launch → {out}')
+    if check and (found := _call('launch:lint', texts)): _fail('\n'.join(found))
 
 @app.command()
 def fetch(out: Out, force: Force = False):

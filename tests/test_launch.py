@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from actionstudio.config import Run, read_run, to_yaml
-from actionstudio.launch import Target, launch, write_launch
+from actionstudio.cluster import Target
+from actionstudio.launch import launch, launch_texts, write_texts
 from actionstudio.schema import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,8 @@ if [[ -n ${FAKE_HANG:-} ]]; then
   while :; do sleep .05; done
 fi
 exit "${FAKE_RC:-0}"''',
-    'scontrol': 'if [[ $1 == show ]]; then printf "%s\\n" 127.0.0.1 node-b; else echo "$@" >>"$RECORD.scontrol"; fi',
+    'scontrol': '''if [[ $1 == --oneliner ]]; then echo "NodeName=$4 Arch=x NodeAddr=127.0.0.1 NodeHostName=$4"
+elif [[ $1 == show ]]; then printf "%s\\n" node-a node-b; else echo "$@" >>"$RECORD.scontrol"; fi''',
     'srun': '''while [[ $1 == --* ]]; do shift; done
 pids=(); trap 'kill -TERM "${pids[@]}"' TERM
 for n in 0 1; do SLURM_NODEID=$n "$@" & pids+=($!); done
@@ -236,15 +238,15 @@ def test_one_node_needs_no_head(cluster):
 def test_write_launch_leaves_all_or_old(tmp_path, monkeypatch):
     (tmp_path/'run.yaml').write_text(to_yaml(RUN))
     monkeypatch.chdir(tmp_path)
-    write_launch('run.yaml', 'job', 'torchrun', 2, 8)
+    write_texts(launch_texts('run.yaml', kind='torchrun', nodes=2, gpus_per_node=8), 'job')
     old = (tmp_path/'job/node.sh').read_text()
     with pytest.raises(OSError):
         with monkeypatch.context() as m:
             m.setattr(os, 'replace', lambda *a: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
-            write_launch('run.yaml', 'job', 'torchrun', 4, 8, force=True)
+            write_texts(launch_texts('run.yaml', kind='torchrun', nodes=4, gpus_per_node=8), 'job', force=True)
     assert (tmp_path/'job/node.sh').read_text() == old
     assert sorted(p.name for p in (tmp_path/'job').iterdir()) == ['node.sh', 'run.yaml']
-    with pytest.raises(InputError): write_launch('run.yaml', 'run.yaml', 'torchrun', 2, 8)
+    with pytest.raises(InputError): write_texts(launch_texts('run.yaml', kind='torchrun', nodes=2, gpus_per_node=8), 'run.yaml')
 
 TRAINER = """import os, sys
 print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], 'group', os.environ['GROUP_RANK'], sys.argv[1:])
@@ -265,6 +267,6 @@ def test_two_real_torchruns_find_each_other(cluster, rc):
     nodes = [cluster.start('job/node.sh', '127.0.0.1', SLURM_JOB_ID='7', SLURM_NODEID=str(n), RC=str(rc)) for n in (0, 1)]
     said = [p.communicate(timeout=120) for p in nodes]
     assert [p.returncode for p in nodes] == [int(rc > 0)] * 2, said
-    logs = [f.read_text() for f in sorted((cluster.job/'logs').rglob('stdout.log'))]
+    logs = [f.read_text() for f in sorted((cluster.work/'out/logs').rglob('stdout.log'))]
     assert sorted(l.split(' group')[0] for l in logs) == ['rank 0 of 2', 'rank 1 of 2']
     assert all(f"['train', '{cluster.job}/run.yaml']" in l for l in logs)
