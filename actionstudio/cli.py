@@ -107,12 +107,27 @@ def _print_findings(out: Path, lines: int) -> None:
         _out.print(f"{f['id']}: {f['path']}: {f['severity']} {f['rule']}: {f['message']}{' (fixable)' * f['fixable']}", soft_wrap=True, highlight=False, markup=False); shown += 1
 
 @app.command()
-def mix(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], out: Out,
-        held_out: Annotated[float, typer.Option(help='Share of the records to hold out, by tool.')] = 0.1, seed: int = 0,
-        refusal: Annotated[Optional[str], typer.Option(help='What the assistant says where no call is expected and no text is given.')] = None,
-        no_call_share: Annotated[Optional[float], typer.Option(help='Share of training records that expect no call; surplus records with calls are left out.')] = None, force: Force = False):
-    "Split trajectories by tool, so that no held-out tool is trained on.\n\nExample: actionstudio mix out/checked/kept.jsonl --out out/split --held-out 0.1"
-    show(_call('mix:split_file', source, out, held_out, seed, refusal, no_call_share, force, progress), f'mix → {out}')
+def mix(source: Annotated[Path, typer.Argument(help='A recipe (.yaml), or one file in Unified Format 2.0.')], out: Out,
+        held_out: Annotated[Optional[float], typer.Option(help='Of one file: share of the records to hold out, by tool; 0.1 without it.')] = None,
+        seed: Annotated[Optional[int], typer.Option(help='Of one file: decides what is held out and left out; 0 without it.')] = None,
+        refusal: Annotated[Optional[str], typer.Option(help='Of one file: what the assistant says where no call is expected and no text is given.')] = None,
+        no_call_share: Annotated[Optional[float], typer.Option(help='Of one file: share of training records that expect no call; surplus records with calls are left out.')] = None,
+        tokenizer: Annotated[Optional[Path], typer.Option(help='A model folder: count tokens and trained tokens.')] = None,
+        encoded: Annotated[Optional[Path], typer.Option(help='A folder that `actionstudio encode` wrote: look the counts up.')] = None, force: Force = False):
+    "Make the mixture of a recipe, or split one file by tool.\n\nExample: actionstudio mix recipe.yaml --out out/mix"
+    counter = tokenizer or encoded
+    counted = {'tokens': _call(f"count:{'token' if tokenizer else 'encoded'}_counter", counter), 'tokens_by': str(counter)} if counter else {}
+    given = {k: v for k, v in {'held_out': held_out, 'seed': seed, 'refusal': refusal, 'no_call_share': no_call_share}.items() if v is not None}
+    recipe = source.suffix in ('.yaml', '.yml')
+    if recipe and given: raise InputError(f"--{next(iter(given)).replace('_', '-')}: found beside a recipe, expected it in {source}")
+    report = _call('mix:mix' if recipe else 'mix:split_file', source, out, force=force, progress=progress, **given, **counted)
+    show({k: v for k, v in report.items() if k != 'sources'}, f'mix → {out}')
+    if recipe: _frame(_call('mix:mix_table', report))
+
+def _frame(df):
+    table = Table('source', *df.columns)
+    for name, row in df.iterrows(): table.add_row(name, *(f'{v:,.1f}' if '%' in k else f'{int(v):,}' for k, v in row.items()))
+    _out.print(table)
 
 # %% ../nbs/50_cli.ipynb #c1c4171e
 @app.command()

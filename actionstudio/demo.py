@@ -9,6 +9,7 @@ __all__ = ['BUDGET', 'REFUSAL', 'fetch_assets', 'recipe_of', 'steps', 'totals', 
 import shlex
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -75,7 +76,7 @@ def totals(
 ) -> dict:      # The counts and scores of `report.json`; raises `RuntimeError` when records are not accounted for
     "What went in, what came out, and what became of the rest."
     data, checked, split, encoded, train, before, after = (load_json(out/d/'report.json') for d in ('data', 'checked', 'split', 'encoded', 'train', 'before', 'after'))
-    removed = checked['removed'] | ({'left_out': split['left_out']} if split['left_out'] else {}) | encoded['removed']
+    removed = dict(sum((Counter(x['removed']) for x in (checked, split, encoded)), Counter()))
     report = {'records_in': data['records_in'], 'records_out': encoded['records_out'] + split['heldout'], 'removed': removed, 'rejected': data['rejected'],
               'trainable': encoded['records_out'], 'held_out': split['heldout'], 'certified': encoded['certified'], 'encoded_tokens': encoded['tokens'],
               'tokens': train['tokens'], 'trained_tokens': train['trained_tokens'], 'loss_first': train['loss_first'], 'loss_last': train['loss_last']}
