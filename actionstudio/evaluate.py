@@ -321,7 +321,7 @@ def score(
     "Parse what a model wrote and compare it with the truth."
     ts = list(trajectories)
     if [t.id for t in ts] != [g.id for g in generations]: raise InputError(_mismatch(ts, generations))
-    parsed, truth = [parse_tool_calls(g.text) for g in generations], [_truth(t) for t in ts]
+    parsed, truth = [parse_tool_calls(g.text, t.tools) for t, g in zip(ts, generations)], [_truth(t) for t in ts]
     pred, gold, allowed = [p.calls for p in parsed], [g for g, _ in truth], [a for _, a in truth]
     marks = [_verdict(p, g, _matched(p, g, a)) for (p, g), a in zip(_pairs(pred, gold), allowed)]
     rows = [Row(g.id, mark, true, p.calls, p.problems, g.finished, g.text) for g, mark, true, p in zip(generations, marks, gold, parsed)]
