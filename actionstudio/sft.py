@@ -26,6 +26,7 @@ from .dataset import certificate_hash, load_encoded, load_tokenizer, recipe
 from .encode import IGNORE, Encoded
 from .model import learning, load_for_training, model_folder, weights_hash
 from .pack import pack
+from .plan import TRAINED
 from .schema import InputError
 from .store import fingerprint, load_json, save_json
 
@@ -175,7 +176,7 @@ class Metrics(TrainerCallback):
 def training_arguments(run: Run, steps: int) -> SFTConfig:
     "What TRL and transformers are told. Raises `InputError`."
     cpu = not torch.cuda.is_available()
-    if run.sharding != 'replica': raise InputError(f'sharding: found {run.sharding}, expected replica: the others are planned and not yet trained')
+    if run.sharding not in TRAINED: raise InputError(f'sharding: found {run.sharding}, expected {" or ".join(TRAINED)}: the others are planned and not yet trained')
     if cpu and run.optimiser != 'adamw': raise InputError(f'optimiser: found {run.optimiser} without a GPU, expected adamw')
     optim = {} if run.optimiser == 'adamw' else {'optim': run.optimiser}
     return SFTConfig(
