@@ -8,6 +8,7 @@ __all__ = ['listed_tools', 'from_toolace', 'tau_tools', 'tau_join', 'from_tau_be
 # %% ../../nbs/03a_formats_logs.ipynb #048003ad
 import functools
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -53,10 +54,15 @@ def tau_tools(path: Path) -> list[Path]:
 @functools.lru_cache(maxsize=16)
 def _tools_of(path: Path, changed: int) -> list[dict]: return list(read(path))
 
+@functools.lru_cache(maxsize=256)
+def _beside(path: Path, changed: int) -> list[Path]: return tau_tools(path)
+
+def _changed(path: str | Path) -> int: return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+
 def tau_join(path: Path, r: dict) -> dict:
     "A run with the tools that stand beside its file; without them where there are none."
-    beside = [] if 'tools' in r else tau_tools(path)
-    return r | {'tools': _tools_of(beside[0], beside[0].stat().st_mtime_ns)} if beside else r
+    beside = [] if 'tools' in r else _beside(path, _changed(os.path.dirname(path) or '.'))  # The folder is listed once, not for each record
+    return r | {'tools': _tools_of(beside[0], _changed(beside[0]))} if beside else r
 
 # %% ../../nbs/03a_formats_logs.ipynb #aa8b71eb
 def _tau_fits(r: dict) -> str: return chat_fits({'messages': r['traj']}).replace('`messages`', '`traj`')
