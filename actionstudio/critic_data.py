@@ -13,7 +13,7 @@ from typing import Iterator
 import msgspec
 
 from .ask import hash_of
-from .case import ITEMS, Rating, Rubric, Scores, Step, Verdict, question, read_exemplars, read_rubric
+from .case import Rating, Rubric, Scores, Step, Verdict, question, read_exemplars, read_rubric
 from .critique import Critique, weigh
 from .keep import Policy, ruling
 from .rules import check
