@@ -274,6 +274,7 @@ class Row(Struct):
     problems: list[str]              # What the parser noted
     finished: bool
     text: str
+    matched: int                     # True calls that a prediction of their own makes with accepted arguments
 
 def _verdict(pred, gold, exact):  # `exact`: pairs that agree in name and arguments
     if not gold: return 'spurious call' if pred else 'correct silence'
@@ -323,8 +324,10 @@ def score(
     if [t.id for t in ts] != [g.id for g in generations]: raise InputError(_mismatch(ts, generations))
     parsed, truth = [parse_tool_calls(g.text, t.tools) for t, g in zip(ts, generations)], [_truth(t) for t in ts]
     pred, gold, allowed = [p.calls for p in parsed], [g for g, _ in truth], [a for _, a in truth]
-    marks = [_verdict(p, g, _matched(p, g, a)) for (p, g), a in zip(_pairs(pred, gold), allowed)]
-    rows = [Row(g.id, mark, true, p.calls, p.problems, g.finished, g.text) for g, mark, true, p in zip(generations, marks, gold, parsed)]
+    pairs = list(_pairs(pred, gold))
+    matched = [_matched(*both, a) for both, a in zip(pairs, allowed)]
+    marks = [_verdict(*both, n) for both, n in zip(pairs, matched)]
+    rows = [Row(g.id, mark, true, p.calls, p.problems, g.finished, g.text, n) for g, mark, true, p, n in zip(generations, marks, gold, parsed, matched)]
     return Scores(api=api_scores(pred, gold), arguments=argument_scores(pred, gold, allowed), irrelevance=irrelevance_score(pred, gold),
                   accuracy=_share(sum(m in ('exact', 'correct silence') for m in marks), len(ts)), queries=len(ts),
                   unfinished=sum(not g.finished for g in generations), with_problems=sum(bool(p.problems) for p in parsed), rows=rows)
