@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import msgspec
 
-from .schema import InputError, Message, Trajectory, problems, shown
+from .schema import InputError, Message, Trajectory, problems, shown, surely_valid
 from .store import Block, Rejected, blocks, fingerprint, head, load_json, shards, source_file, stage, writing
 
 # %% ../nbs/02_convert.ipynb #3614e612
@@ -232,10 +232,11 @@ class Report(msgspec.Struct, kw_only=True, repr_omit_defaults=True):
         for m in d['conversation']:
             if calls := m.get('tool_calls'): self.calls += len(calls); self.parallel_turns += len(calls) > 1
             if m['role'] == 'tool': self.results += 1
-            if not _FIELDS.issuperset(m): self.kept.update(f'conversation[].{k}' for k in m if k not in _FIELDS)
+            if not m.keys() <= _FIELDS: self.kept.update(f'conversation[].{k}' for k in m if k not in _FIELDS)
         raw = d['meta'].get('raw')
-        self.kept.update(f'$.{k}' for k in raw) if isinstance(raw, dict) else None
-        self.carried.update(f'$.{k}' for k in record if not raw or k not in raw)
+        for k in raw if isinstance(raw, dict) else (): self.kept[f'$.{k}'] += 1
+        for k in record:
+            if not raw or k not in raw: self.carried[f'$.{k}'] += 1
 
     def merge(self, other: 'Report'):
         "Add the counts of another report."
@@ -329,7 +330,7 @@ def converting(
 # %% ../nbs/02_convert.ipynb #fbceee09
 LIFTED = '…lifted'  # Where a converter leaves its counts of rewritten schema types, beside the record's own fields
 
-def _convert_one(record, chosen, fallback, place, source, report, path=None, finish=lambda d: d):  # What `finish` makes of a valid run, or `Rejected`
+def _convert_one(record, chosen, fallback, place, source, report, path=None, encode=None):  # What `encode` makes of a valid run, or `Rejected`
     report.records_in += 1
     if isinstance(record, Rejected): report.rejected[record.reason] += 1; return record
     try:
@@ -338,11 +339,11 @@ def _convert_one(record, chosen, fallback, place, source, report, path=None, fin
         if why := chosen and _lacks(f, record): raise Reject('wrong_format', f'found {shown(sorted(record))}, expected {f.name} ({why})')
         d = {"unique_trajectory_id": fallback, "task_instruction": "", "tools": []} | f.convert(record)
         lifted = d.pop(LIFTED, {})
-        if problems(d): Trajectory.from_dict(d)  # Raises, and says what
+        if not (encode and surely_valid(d)) and problems(d): Trajectory.from_dict(d)  # Raises, and says what
         meta = d.get('meta', {}); old = meta.get('provenance', {})
         origin = {"format": f.name, "place": place} | (old if isinstance(old, dict) else {"original": old})
         d['meta'] = {"source": source} | meta | {"provenance": origin}
-        out = finish(d)
+        out = (d['unique_trajectory_id'], encode(d)) if encode else d
         report.lifted.update(lifted); report.formats[f.name] += 1; report.add(d, record)
         return out
     except Reject as e: reason, message = e.reason, str(e)
@@ -490,9 +491,8 @@ class _Done(msgspec.Struct):
 def _work(job: _Job, format: str) -> _Done:
     start, path, encode = time.perf_counter(), Path(job.block.path), msgspec.json.Encoder().encode
     chosen, done = find_format(format), _Done(job.source, [], [], Report())
-    finish = lambda d: (d['unique_trajectory_id'], encode(d))
     for n, (place, record) in enumerate(job.records(), job.block.first):
-        out = _convert_one(record, chosen, f'{path.stem}-{n}', place, path.stem, done.report, path, finish)
+        out = _convert_one(record, chosen, f'{path.stem}-{n}', place, path.stem, done.report, path, encode)
         if isinstance(out, tuple): done.rows.append(out); continue
         try: done.rejected.append(encode(out))
         except _FAULTS as e: done.rejected.append(encode(msgspec.structs.replace(out, raw=f'not shown ({e})')))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNIFIED_2', 'Open', 'FunctionCall', 'ToolCall', 'FunctionSpec', 'Tool', 'Message', 'json_path', 'shown', 'problems',
-           'InputError', 'Trajectory', 'with_system', 'calls_of', 'evaluation_only']
+           'surely_valid', 'InputError', 'Trajectory', 'with_system', 'calls_of', 'evaluation_only']
 
 # %% ../nbs/00_schema.ipynb #0c5cbe59
 import json
-from typing import Any, Iterator
+from typing import Annotated, Any, Iterator, Literal
 
 import jsonschema_rs
 import msgspec
@@ -165,6 +165,38 @@ def problems(
     if isinstance(obj, Open): obj = obj.to_dict()
     try: return [_problem(e) for e in _validator.iter_errors(obj)]
     except (ValueError, RecursionError) as e: return [f'$: found a value that cannot be checked ({e}), expected JSON of ordinary depth and valid Unicode']
+
+# %% ../nbs/00_schema.ipynb #5a1d0c02
+class _Called(Struct, gc=False): name: str; arguments: dict
+class _Call(Struct, gc=False): id: str; type: Literal['function']; function: _Called
+class _Spec(Struct, gc=False): name: str; description: str | UnsetType = UNSET; parameters: dict | UnsetType = UNSET
+class _Tool(Struct, gc=False): type: Literal['function']; function: _Spec
+class _Said(Struct, gc=False, kw_only=True, tag_field='role', tag='assistant'):
+    content: str | list | None | UnsetType = UNSET
+    reasoning_content: str | None | UnsetType = UNSET
+    tool_calls: list[_Call] | None | UnsetType = UNSET
+class _Asked(_Said, kw_only=True, tag='user'): content: str | list
+class _Told(_Asked, kw_only=True, tag='system'): pass
+class _Answered(_Said, kw_only=True, tag='tool'): content: Any; name: str; tool_call_id: str
+
+_Talk = Annotated[list[_Said | _Asked | _Told | _Answered], msgspec.Meta(min_length=1)]
+
+# %% ../nbs/00_schema.ipynb #5a1d0c03
+class _Run(Struct, gc=False, kw_only=True):
+    unique_trajectory_id: Annotated[str, msgspec.Meta(min_length=1)]
+    task_instruction: str
+    tools: list[_Tool]
+    conversation: _Talk
+    chosen: _Talk | UnsetType = UNSET
+    rejected: _Talk | UnsetType = UNSET
+    meta: dict | UnsetType = UNSET
+
+def surely_valid(
+    d: dict,  # Decoded JSON
+) -> bool:    # True: `problems` has nothing to say about types and fields; False: ask it
+    "Whether a run is valid, seen quickly."
+    try: return msgspec.convert(d, _Run) is not None
+    except (msgspec.ValidationError, RecursionError): return False
 
 # %% ../nbs/00_schema.ipynb #1c482a77
 class InputError(ValueError):

@@ -41,6 +41,7 @@ class Links:
     def pause(self):
         "A turn that neither calls nor answers: calls after it are another run. Raises `Reject` (`ambiguous_result`)."
         self.ended = True
+        if not self.unsure: return
         left = [k for k in self.unsure if k in self.open]  # With a result for each call, position would have been right
         if left: raise Reject('ambiguous_result', f'{self.unsure[left[0]]}: found fewer results than calls, no ids; open: {shown(left)}')
         self.unsure = {}
@@ -137,16 +138,17 @@ def _modern(m: dict, lifts: Counter) -> dict:
 def _answer(m: dict, where: str, links: Links, lifts: Counter) -> dict:
     name = m['name'] if isinstance(m.get('name'), str) and m['name'] else None
     if m['role'] != 'tool': lifts[f"role {m['role']} → tool"] += 1
-    return m | {'role': 'tool'} | links.result(_id(m.get('tool_call_id')), where, name) | ({'name': name} if name else {})
+    out = {**m, 'role': 'tool', **links.result(_id(m.get('tool_call_id')), where, name)}
+    if name: out['name'] = name
+    return out
 
 def _from_message(m: dict, i: int, links: Links, lifts: Counter) -> dict:
-    where = f'messages[{i}]'
-    if m['role'] in _RESULTS: return _answer(m, where, links, lifts)
+    if m['role'] in _RESULTS: return _answer(m, f'messages[{i}]', links, lifts)
     if m['role'] == 'developer': lifts['role developer → system'] += 1; m = m | {'role': 'system'}
     if m.get('function_call') and not m.get('tool_calls'): m = _modern(m, lifts)
     if not m.get('tool_calls'): links.pause(); return m
-    calls = [read_call(c, f'call_{i}_{k}', f'{where}.tool_calls[{k}]') for k, c in enumerate(m['tool_calls'])]
-    return m | {'tool_calls': links.call(calls)}
+    calls = [read_call(c, f'call_{i}_{k}', f'messages[{i}].tool_calls[{k}]') for k, c in enumerate(m['tool_calls'])]
+    return {**m, 'tool_calls': links.call(calls)}
 
 @register('openai', 'OpenAI chat messages, with or without tools, of the new or the old kind', needs=('messages',), fits=chat_fits)
 def from_openai(

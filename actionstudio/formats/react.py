@@ -78,11 +78,15 @@ def read_turns(
     return out
 
 # %% ../../nbs/03g_formats_react.ipynb #06fdcb00
-def _turn(x) -> tuple[str, str, dict] | None:  # None for what is no turn of text
+def _said(x) -> tuple[str, str] | None:  # The fields that hold role and text; None for what is no turn of text
     if not isinstance(x, dict): return None
-    who, what = (next((k for k in names if k in x), None) for names in (('role', 'from'), ('content', 'value', 'text')))
-    if not (who and what and isinstance(x[who], str) and x[who] in _ROLES and isinstance(x[what], str)): return None
-    return _ROLES[x[who]], x[what], {k: v for k, v in x.items() if k not in (who, what)}
+    who = 'role' if 'role' in x else 'from'
+    what = 'content' if 'content' in x else 'value' if 'value' in x else 'text'
+    return (who, what) if isinstance(role := x.get(who), str) and role in _ROLES and isinstance(x.get(what), str) else None
+
+def _turn(x) -> tuple[str, str, dict] | None:
+    if (keys := _said(x)) is None: return None
+    return _ROLES[x[keys[0]]], x[keys[1]], {k: v for k, v in x.items() if k not in keys}
 
 def text_turns(
     r: dict,     # A raw record
@@ -104,9 +108,9 @@ def text_fits(
     "For the sniffer: whether a record is in a dialect."
     turns, found = r.get(d.turns), False
     for i, x in enumerate(turns if isinstance(turns, list) else []):
-        if (turn := _turn(x)) is None: return f'{d.turns}[{i}] is no turn with a role and a text'
-        role, text = turn[0], turn[1].strip()
-        if found or role != 'assistant': continue
+        if (keys := _said(x)) is None: return f'{d.turns}[{i}] is no turn with a role and a text'
+        if found or _ROLES[x[keys[0]]] != 'assistant': continue
+        text = x[keys[1]].strip()
         found = bool((d.sign in text and _regex(d.action).fullmatch(text)) or _regex(d.said).fullmatch(text))
     return '' if found else f'no turn of the agent that acts with {shown(d.sign)}'
 
