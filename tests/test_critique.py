@@ -153,6 +153,26 @@ def test_the_command(actionstudio, tmp_path):
     assert code == 2 and 'no key' in err, err
 
 
+def test_audit_and_critic_data(actionstudio, tmp_path):
+    write(tmp_path/'runs.jsonl', [RUN | {"unique_trajectory_id": str(k), "task_instruction": f"Day {k}"} for k in range(6)])
+    with Server(lambda n, body: (200, {}, completion(json.dumps(VERDICT)))) as s:
+        code, _, err = actionstudio('critique', tmp_path/'runs.jsonl', '--out', tmp_path/'out', '--model', 'm', '--base-url', s.url)
+    assert code == 0, err
+    audit = 'audit', tmp_path/'out', '-o', tmp_path/'audit', '--n', '4'
+    code, out, err = actionstudio(*audit)
+    assert code == 0 and '4 of 6' in out, err
+    drawn = [r['id'] for r in read(tmp_path/'audit/form.jsonl')]
+    write(tmp_path/'labels.jsonl', [{'id': i, 'correctness': 5, 'overall': 'fail' if k else 'pass'} for k, i in enumerate(drawn)])
+    code, out, err = actionstudio(*audit, '--labels', tmp_path/'labels.jsonl')
+    assert code == 0 and 'all in one category' in out and 'overall, pass or fail' in out and '0.25' in out, out + err
+    write(tmp_path/'odd.jsonl', [{'id': drawn[0], 'overall': 7}])
+    for labels, words in (('odd.jsonl', 'odd.jsonl:1'), ('no.jsonl', 'no.jsonl')):
+        code, _, err = actionstudio(*audit, '--labels', tmp_path/labels)
+        assert code == 2 and words in err and err.count('\n') == 1, err
+    code, out, err = actionstudio('critic-data', tmp_path/'out', '-o', tmp_path/'critic')
+    assert code == 0 and len(list(read(tmp_path/'critic/data.jsonl'))) == 6, err
+
+
 def test_killed_five_times_nothing_is_lost_or_paid_twice(tmp_path):
     "SIGKILL at five random moments during 1,000 records; a record whose answer was kept is never asked about again."
     write(tmp_path/'runs.jsonl', [RUN | {"unique_trajectory_id": str(k), "task_instruction": f"Record {k}."} for k in range(1000)])
@@ -187,6 +207,7 @@ def test_a_real_server(tmp_path):
     pytest.importorskip('fastapi'); pytest.importorskip('torch')
     from actionstudio.assets import smollm2_gguf, smollm2_tokenizer
     from actionstudio.critique import Critic
+    from actionstudio.keep import critique_file
     from actionstudio.model import from_gguf
     from actionstudio.schema import Trajectory
     from_gguf(smollm2_gguf(), tmp_path/'smol', smollm2_tokenizer())
@@ -194,18 +215,25 @@ def test_a_real_server(tmp_path):
     log = open(tmp_path/'serve.log', 'w')
     serve = subprocess.Popen([os.path.join(os.path.dirname(sys.executable), 'transformers'), 'serve', str(tmp_path/'smol'), '--port', str(port), '--device', 'cpu'],
                              stdout=log, stderr=log, env=os.environ | {'HF_HUB_OFFLINE': '1'})
+    options, endpoint = {'temperature': 0, 'max_tokens': 60}, Endpoint(base_url=f'http://127.0.0.1:{port}/v1', concurrency=1, timeout=240, retries=1)
     try:
         import urllib.request
         for _ in range(120):
             try: urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=2); break
             except OSError: assert serve.poll() is None, (tmp_path/'serve.log').read_text()[-2000:]; time.sleep(1)
+        else: pytest.fail(f"no server: {(tmp_path/'serve.log').read_text()[-2000:]}")
+        write(tmp_path/'runs.jsonl', [RUN])
         for mode in ('score', 'rubric'):
             answers = Answers(tmp_path/f'{mode}.sqlite')
-            critic = Critic(Asker(str(tmp_path/'smol'), answers, Endpoint(base_url=f'http://127.0.0.1:{port}/v1', concurrency=1, timeout=240, retries=1), {'temperature': 0, 'max_tokens': 60}), mode=mode)
+            critic = Critic(Asker(str(tmp_path/'smol'), answers, endpoint, options), mode=mode)
             t = Trajectory.from_dict(RUN)
             critic.ask([t])
-            c = critic(t)
-            print(mode, c)
-            assert answers.totals()[0] == c.asked and (c.problem == 'no_verdict' or c.scores)
+            c, n = critic(t), answers.totals()[0]
+            rows = answers.db.execute('SELECT text, input_tokens, output_tokens, finish FROM answers').fetchall()
             answers.close()
+            print(mode, c, rows)
+            assert n == c.asked and (c.problem == 'no_verdict' or c.scores)
+            assert all(text and tokens > 200 and 0 < out <= 60 and finish in ('stop', 'length') for text, tokens, out, finish in rows)
+            report = critique_file(tmp_path/'runs.jsonl', tmp_path/mode, [str(tmp_path/'smol')], endpoint, tmp_path/f'{mode}.sqlite', mode=mode, options=options)
+            assert report['asked_now'] == 0 and report['records_in'] == 1 == report['records_out'] + sum(report['removed'].values())
     finally: serve.terminate(); serve.wait(20); log.close()
