@@ -47,8 +47,12 @@ def served(
     return out
 
 def _now(t: Trajectory, ct: ChatTemplate, rows: list) -> str:
-    try: return ct.tokenizer.apply_chat_template([m for _, m in rows], **{'tools': None} | ct.tools(t) | ct.options, chat_template=ct.source, tokenize=False)
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+    held, given = _compile_jinja_template(ct.source).globals, {'tools': None} | ct.tools(t) | ct.arguments
+    if 'strftime_now' in given: held['strftime_now'] = given.pop('strftime_now')  # As an argument transformers takes no clock
+    try: return ct.tokenizer.apply_chat_template([m for _, m in rows], **given, chat_template=ct.source, tokenize=False)
     except _RAISED as e: raise InputError(f'{t.id}: the chat template raised {e}') from e
+    finally: held.pop('strftime_now', None)
 
 # %% ../nbs/12_certify.ipynb #8c4eff54
 def _expected(prompt: str, answer: str, through: str, stops: re.Pattern) -> bool:

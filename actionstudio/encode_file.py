@@ -26,7 +26,7 @@ from .dataset import certificate_hash, load_tokenizer, made_with, recipe, rows_t
 from .encode import chosen, encode_all
 from .length import POLICIES, Fitted, Lost, fit
 from .schema import InputError, Trajectory, evaluation_only, shown
-from .store import Block, Rejected, atomic, blocks, fingerprint, save_json, shards, source_file, stage, trajectories, writing
+from .store import Block, Rejected, _made_by, atomic, blocks, fingerprint, load_json, save_json, shards, source_file, stage, trajectories, writing
 from .template import ChatTemplate, probe
 
 # %% ../nbs/16_encode_file.ipynb #f48fea42
@@ -86,13 +86,14 @@ def _state(folder: Path) -> str:
     return sha256(' '.join([*files, version('transformers'), version('tokenizers')]).encode()).hexdigest()
 
 @functools.lru_cache(maxsize=2)
-def _kit(folder: str, template: str, options: str, keep: bool, state: str) -> tuple:  # (tokenizer, chat template); `state` only so that a changed folder is read again
+def _loaded(folder: str, state: str) -> tuple:  # (tokenizer, where the model stops); `state` only so that a changed folder is read again
     tok = load_tokenizer(folder)
-    return tok, probe(tok, template or None, msgspec.json.decode(options), stop_tokens(folder, tok), keep)
+    return tok, stop_tokens(folder, tok)
 
 def kit(job: Job) -> tuple[object, ChatTemplate]:
     "Tokenizer and template of a job, loaded once in each process."
-    return _kit(job.folder, job.template, job.options, job.history == 'keep', job.state)
+    tok, stops = _loaded(job.folder, job.state)
+    return tok, probe(tok, job.template or None, msgspec.json.decode(job.options), stops, job.history == 'keep')
 
 # %% ../nbs/16_encode_file.ipynb #3efdd5ac
 class Part(msgspec.Struct, kw_only=True):
@@ -242,7 +243,7 @@ def _object(value, name: str) -> dict:  # A JSON object, or its text
 def make_job(
     tokenizer: str | Path,               # Model folder
     chat_template: str | Path | None = None,  # A Jinja file in place of the tokenizer's own template
-    options: dict | str | None = None,   # Template arguments, an object or its JSON
+    options: dict | str | None = None,   # Template arguments, an object or its JSON; a template that prints the date gets one, as for `probe`
     weights: dict | str | None = None,   # Field → weight in the loss, an object or its JSON
     **settings,                          # The other fields of `Job`
 ) -> Job:                                # Raises `InputError` for a setting that cannot be
@@ -256,6 +257,7 @@ def make_job(
     if odd := [k for k, w in weights.items() if not isinstance(w, (int, float)) or isinstance(w, bool) or not 0 <= w < 1e9]:
         raise InputError(f'weights: {odd[0]}: found {shown(weights[odd[0]])}, expected a number of 0 or more')
     tok, ct = kit(job)
+    if 'date' in ct.options: job = msgspec.structs.replace(job, options=msgspec.json.encode(options | {'date': ct.options['date']}, order='sorted').decode())
     list(encode_all([], tok, ct, job.history, job.train, None, weights or None, job.may_drop))
     return job
 
@@ -301,6 +303,14 @@ def _prune(cache: Path, used: set[Path]):  # What neither these data nor these s
     for p in cache.iterdir():
         if p not in used: p.unlink()
 
+# %% ../nbs/16_encode_file.ipynb #d47e0012
+def _same_day(job: Job, out: Path, begun: Path) -> Job:  # The date of an earlier run for `out`, if any
+    options = msgspec.json.decode(job.options)
+    if 'date' not in options: return job
+    known = (_made_by(out) or {}).get('template_options') or {}
+    if 'date' not in known and begun.is_file(): known = load_json(begun)
+    return msgspec.structs.replace(job, options=msgspec.json.encode(options | {'date': known.get('date', options['date'])}, order='sorted').decode())
+
 # %% ../nbs/16_encode_file.ipynb #3b30e63c
 def encode_file(
     source: str | Path,                  # Unified Format 2.0
@@ -315,7 +325,7 @@ def encode_file(
     train: str = 'assistant',
     weights: dict | str | None = None,   # Field → weight in the loss; an object or its JSON
     may_drop: Iterable[str] = (),
-    options: dict | str | None = None,   # Template arguments; an object or its JSON
+    options: dict | str | None = None,   # Template arguments; an object or its JSON. A `date` that is not given is the day on which this folder was begun
     length: str = 'drop',                # What becomes of longer ones: drop | window | elide, as for `fit`, as is the next
     train_blind: bool = True,
     allow_evaluation: bool = False,      # Encode runs whose `meta.split` is `evaluation` too
@@ -325,15 +335,21 @@ def encode_file(
 ) -> dict:                               # The report
     "Encode and certify a file of trajectories; a sample that is not certified is removed, with the reason."
     if engine not in ('local', 'ray') or workers < 1: raise InputError(f'found engine {engine!r} with {workers} workers, expected local or ray, with at least 1')
+    beside = Path(os.path.abspath(out)).with_name(f'.{Path(os.path.abspath(out)).name}.cache')
     job = make_job(tokenizer, chat_template, options, weights, history=history, train=train, may_drop=tuple(may_drop), max_length=max_length, length=length,
                    train_blind=train_blind, allow_evaluation=allow_evaluation)
+    begun = beside.with_suffix('.day.json')
+    if 'date' not in _object(options, 'options'): job = _same_day(job, Path(out), begun)
     tok, ct = kit(job)
     settings = {'history': history, 'train': train, 'weights': msgspec.json.decode(job.weights), 'may_drop': job.may_drop, 'template_options': ct.options,
                 'length': length, 'train_blind': train_blind, 'allow_evaluation': allow_evaluation, 'max_length': max_length, 'stops': ct.dialect.stops}
     made = recipe(tok, ct.source, settings) | {'data': fingerprint(source_file(source))}
-    beside = Path(os.path.abspath(out)).with_name(f'.{Path(os.path.abspath(out)).name}.cache')
-    def work(folder): return _encode_into(folder, source, job, made | {'settings': settings}, Path(cache or beside), cache is None, progress, workers=workers, engine=engine)
-    return stage(out, {'command': 'encode', **settings} | made, work, force)
+    def work(folder):
+        if 'date' in ct.options: save_json(begun, {'date': ct.options['date']})
+        return _encode_into(folder, source, job, made | {'settings': settings}, Path(cache or beside), cache is None, progress, workers=workers, engine=engine)
+    report = stage(out, {'command': 'encode', **settings} | made, work, force)
+    begun.unlink(missing_ok=True)
+    return report
 
 # %% ../nbs/16_encode_file.ipynb #c348f7db
 def file_cost(

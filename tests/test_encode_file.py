@@ -56,3 +56,42 @@ def test_the_command_line(actionstudio, model, tmp_path):
     for args, words in ((('--options', '{"a":'), 'options: found'), (('--length', 'cut'), 'expected drop, window, elide'), (('--engine', 'dask'), 'expected local or ray')):
         code, _, err = actionstudio('encode', data, '--tokenizer', model, *args, '-o', tmp_path/'x')
         assert code == 2 and err.count('\n') == 1 and words in err
+
+
+def test_a_date_that_a_template_prints(model, tmp_path, monkeypatch):
+    "On two days: the same rows where the day is given or the folder was begun, and other rows elsewhere."
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    from actionstudio import encode_file, template
+    from actionstudio.dataset import load_encoded
+    from actionstudio.render import CHATML_TOOLS
+
+    def today(*day):
+        class Frozen(datetime.datetime):
+            @classmethod
+            def now(cls, tz=None): return cls(*day)
+        for module in (template, chat_template_utils): monkeypatch.setattr(module, 'datetime', Frozen)
+
+    (tmp_path/'t.jinja').write_text(CHATML_TOOLS.replace('{{ system }}', '{{ system }} It is {{ strftime_now("%d %B %Y") }}.'))
+    data = write(tmp_path/'d.jsonl', RUN | {"task_instruction": "Be brief."}, *(r | {"task_instruction": "Be brief."} for r in many(300)))
+    go = lambda name, **how: encode_file.encode_file(data, tmp_path/name, model, tmp_path/'t.jinja', **how)
+    same = lambda a, b: all((tmp_path/a/f).read_bytes() == (tmp_path/b/f).read_bytes() for f in FILES)
+    stops = lambda stream, label: (x if k < 200 else 1/0 for k, x in enumerate(stream))
+
+    today(2026, 7, 1)
+    first = go('open')
+    go('pinned', options={'date': '2026-07-01'})
+    assert 'date (2026-07-01' in first['template'] and same('open', 'pinned')
+    assert first['removed'] == {'stop_inside_turn': 6} and all('It is 01 July 2026.' in r.text for r in load_encoded(tmp_path/'open/encoded.parquet'))
+    with pytest.raises(ZeroDivisionError): go('stopped', progress=stops)
+    kept = set((tmp_path/'.stopped.cache').iterdir())
+    today(2026, 7, 2)
+    assert go('open') == first
+    go('again', options={'date': '2026-07-01'}); go('stopped'); go('later')
+    assert kept and kept <= set((tmp_path/'.stopped.cache').iterdir())
+    assert same('again', 'pinned') and same('stopped', 'pinned') and not same('later', 'pinned')
+    assert not list(tmp_path.glob('.*.day.json'))
+    assert json.loads((tmp_path/'later/certificate.json').read_text())['settings']['template_options'] == {'date': '2026-07-02'}
+    with pytest.raises(Exception, match='options: date: found "soon", expected a day such as 2026-07-01'): go('wrong', options={'date': 'soon'})
