@@ -504,10 +504,11 @@ def _in_processes(work: Callable, jobs: Iterator, workers: int) -> Iterator[_Don
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
     with ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _follow) as pool:  # fork: formats registered here are known there
-        under_way = deque(pool.submit(work, j) for j in itertools.islice(jobs, workers + 1))
+        begin = lambda n: [pool.submit(work, msgspec.structs.replace(j, block=j.block.light())) for j in itertools.islice(jobs, n)]
+        under_way = deque(begin(workers + 1))
         while under_way:
             done = under_way.popleft().result()
-            under_way.extend(pool.submit(work, j) for j in itertools.islice(jobs, 1))
+            under_way.extend(begin(1))
             yield done
 
 def _follow():  # A worker ends with the process that writes, and leaves Ctrl-C to it

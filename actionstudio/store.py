@@ -105,17 +105,26 @@ class Block(msgspec.Struct, kw_only=True):
     count: int = 0      # Records in it
     line: int = 1       # Number of the first of `lines`
     lines: bytes = b''  # JSONL: whole lines
+    span: tuple[int, int] | None = None  # Or where they begin and end in a file that is not packed
     values: list[bytes | Rejected] = []  # Or elements of an array, each as JSON
     batch: Any = None   # Or rows of a Parquet file, as Arrow has them
 
     def records(self) -> Iterator[tuple[str, dict | Rejected]]:  # (`file:line`, or `file[index]`; the record)
         "Every record with its place, broken ones included."
-        for n, text in enumerate(self.lines.split(b'\n'), self.line):
+        for n, text in enumerate(self._text().split(b'\n'), self.line):
             if text.strip(): yield (place := f'{self.name}:{n}'), _decode(text, place)
         rows = self.values if self.batch is None else _rows(self.batch)
         for i, v in enumerate(rows, self.first):
             place = f'{self.name}[{i}]'
             yield place, _decode(v, place) if isinstance(v, bytes) else v if isinstance(v, dict) else _placed(v, place)
+
+    def light(self) -> 'Block':
+        "The same block without the text of its lines, where it can be read again: it goes to another process for nothing."
+        return self if self.span is None or Path(self.path).suffix in _PACKED else msgspec.structs.replace(self, lines=b'')
+
+    def _text(self) -> bytes:
+        if self.lines or self.span is None: return self.lines
+        with open(self.path, 'rb') as f: f.seek(self.span[0]); return f.read(self.span[1] - self.span[0])
 
     def cut(self, count: int) -> 'Block':
         "The same block without the records after the first `count`."
@@ -123,7 +132,7 @@ class Block(msgspec.Struct, kw_only=True):
         for text in self.lines.split(b'\n') if count else ():
             lines.append(text); left -= bool(text.strip())
             if not left: break
-        return msgspec.structs.replace(self, count=min(count, self.count), lines=b'\n'.join(lines), values=self.values[:count],
+        return msgspec.structs.replace(self, count=min(count, self.count), span=None, lines=b'\n'.join(lines), values=self.values[:count],
                                        batch=None if self.batch is None else self.batch.slice(0, count))
 
 def _placed(r: Rejected, place: str) -> Rejected: return msgspec.structs.replace(r, place=place, message=f'{place}: {r.message}')
@@ -135,17 +144,17 @@ def _line_blocks(f) -> Iterator[dict]:
         cut = piece.rfind(b'\n') + 1
         kept.append(piece[:cut] if cut else piece); size += len(piece)
         if cut:
-            ends, lines = _lines(b''.join(kept), line)
+            ends, lines = _lines(b''.join(kept), line, f.at - len(piece) + cut)
             yield lines; line += ends; kept, size = [piece[cut:]], len(piece) - cut
         elif size > _LIMIT:
             yield {'values': [_too_long(f'line {line}')], 'count': 1}
             while piece and (cut := piece.find(b'\n') + 1) == 0: piece = f.read(_SIZE)
             line, kept, size = line + 1, [piece[cut:]], len(piece) - cut
-    if lines := b''.join(kept): yield _lines(lines, line)[1]
+    if lines := b''.join(kept): yield _lines(lines, line, f.at)[1]
 
-def _lines(lines: bytes, line: int) -> tuple[int, dict]:  # (line ends, block)
+def _lines(lines: bytes, line: int, end: int) -> tuple[int, dict]:  # (line ends, block)
     parts = lines.split(b'\n')  # Much cheaper than a search for blank lines in the whole
-    return len(parts) - 1, {'lines': lines, 'line': line, 'count': sum(map(bool, map(bytes.strip, parts)))}
+    return len(parts) - 1, {'lines': lines, 'line': line, 'span': (end - len(lines), end), 'count': sum(map(bool, map(bytes.strip, parts)))}
 
 def _too_long(what: str): return Rejected(reason='too_long', message=f'found {what} of more than {_LIMIT:,} bytes, expected a record', place='')
 
@@ -237,8 +246,11 @@ def _batches(path: Path) -> Iterator[dict]:
     except pa.ArrowException as e: raise OSError(str(e)) from e
 
 class _Unmarked:  # A file without its byte-order mark
-    def __init__(self, f): self.f, self.start = f, f.read(_SIZE).removeprefix(_BOM)
-    def read(self, size): start, self.start = self.start, b''; return start or self.f.read(size)
+    def __init__(self, f): self.f, self.at = f, len(text := f.read(_SIZE)); self.start = text.removeprefix(_BOM)
+    def read(self, size):
+        if start := self.start: self.start = b''; return start
+        piece = self.f.read(size); self.at += len(piece)  # `at`: bytes of the file that were read
+        return piece
 
 def blocks(
     path: str | Path,          # JSONL, one JSON array or documents, plain, `.gz` or `.zst`; or Parquet

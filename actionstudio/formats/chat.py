@@ -9,7 +9,7 @@ __all__ = ['Links', 'split_system', 'read_call', 'chat_meta', 'named', 'chat_fit
 # %% ../../nbs/03a_formats_chat.ipynb #ea92844e
 import itertools
 from collections import Counter
-from typing import Callable
+from typing import Callable, Literal
 
 import msgspec
 from msgspec import UNSET
@@ -118,13 +118,20 @@ def named(r: dict) -> tuple[dict, tuple]:
 _RESULTS = ('tool', 'function', 'ipython')  # `ipython`: Llama's role for what a call gave back
 _BLOCKS = ('tool_use', 'tool_result', 'thinking', 'redacted_thinking')  # Content parts that only Anthropic's API has
 
+_CHAT = ('system', 'user', 'assistant', 'developer', *_RESULTS)
+class _Plain(msgspec.Struct, gc=False): role: Literal[_CHAT]; content: str | None = None
+
+def _plain(messages: list) -> bool:  # Nearly always, and seen several times faster than message by message
+    try: return bool(msgspec.convert(messages, list[_Plain]))
+    except msgspec.ValidationError: return False
+
 def chat_fits(r: dict) -> str:  # '' when `messages` are OpenAI's, else what differs
     "A sniffer's closer look at OpenAI messages."
-    known = ('system', 'user', 'assistant', 'developer', *_RESULTS)
     if not isinstance(r['messages'], list) or not r['messages']: return '`messages` is no list of messages'
+    if _plain(r['messages']): return ''
     for m in r['messages']:
         role, content = (m.get('role'), m.get('content')) if isinstance(m, dict) else (m, None)
-        if role not in known: return f'a message with role {shown(role)}'
+        if role not in _CHAT: return f'a message with role {shown(role)}'
         if not isinstance(content, list): continue
         block = next((p for p in content if isinstance(p, dict) and p.get('type') in _BLOCKS), None)
         if block: return f"a content block of type {block['type']}"
