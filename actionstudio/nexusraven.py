@@ -23,7 +23,7 @@ def nexusraven(
     "The queries as runs: a user message and the true call."
     found = list(converting(scan_joined(Path(path), 'nexusraven_standard'), 'nexusraven_standard', 'nexusraven'))
     for t in found:
-        if isinstance(t, Rejected): raise InputError(f'{path}: found a query that is none: {t.message}')
+        if isinstance(t, Rejected): raise InputError(f'{path}: {t.message}')
         name = t.conversation[-1].calls[0].name
         if name not in (offered := [x.function.name for x in t.tools]):
             raise InputError(f'{path}: {t.id}: found a call of {name}, expected one of the functions that are offered: {", ".join(offered) or "none; is api_list.json beside the file?"}')
