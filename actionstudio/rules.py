@@ -49,6 +49,12 @@ class Run:
         if make not in self._known: self._known[make] = make(self)
         return self._known[make]
 
+    @functools.cached_property
+    def said(self) -> list[str]: return [said(m) for m in self.messages]  # What each message says
+
+    @functools.cached_property
+    def text(self) -> str: return '\n'.join(self.said)  # All of it, for one cheap look before a dear one
+
 # %% ../nbs/05_rules.ipynb #d0ba3933
 def in_call(i: int, k: int, *rest) -> list:  # Path of call `k` in message `i`, and further in
     "A call's place."

@@ -41,7 +41,7 @@ _OWNS = re.compile(r"error|fail|sorry|apolog|unable|n't|n’t|cannot|could not|u
 def _ignored(run):
     messages = run.messages
     for i, m in run.results:
-        text = said(m)
+        text = run.said[i]
         if not _ERROR.match(text[:200]) or i + 1 >= len(messages): continue
         after = messages[i + 1]
         if after.role == 'assistant' and not after.tool_calls and said(after).strip() and not _OWNS.search(said(after)):
@@ -64,6 +64,6 @@ _CLAIM = re.compile(rf"\bI(?:['’]ve| have| just)(?: now| just| already| succes
 @rule('unsupported-claim', 'warning', 'The assistant claims a deed, and no call before it succeeded')
 def _claim(run):
     if not run.t.tools: return
-    worked = min((i for i, m in run.results if not _ERROR.match(said(m)[:200])), default=len(run.messages))
+    worked = min((i for i, m in run.results if not _ERROR.match(run.said[i][:200])), default=len(run.messages))
     for i, m in enumerate(run.messages[:worked]):
         if m.role == 'assistant' and not m.tool_calls and (at := _CLAIM.search(said(m))): yield ['conversation', i, 'content'], f'found {shown(at[0])}, expected a call that did it'

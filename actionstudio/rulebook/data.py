@@ -14,14 +14,14 @@ from typing import Iterator
 import msgspec
 
 from ..duplicates import Duplicates
-from ..rules import Run, rule, said
+from ..rules import Run, rule
 
 # %% ../../nbs/05f_rules_data.ipynb #545126f7
 _DETECTORS = {'aws.AWSKeyDetector': ('AKIA', 'ASIA', 'ABIA', 'ACCA', 'A3T'), 'github_token.GitHubTokenDetector': ('gh',), 'gitlab_token.GitLabTokenDetector': ('gl',), 'jwt.JwtTokenDetector': ('eyJ',),
               'npm.NpmDetector': ('_authToken',), 'openai.OpenAIDetector': ('T3BlbkFJ',), 'private_key.PrivateKeyDetector': ('PRIVATE KEY',), 'pypi_token.PypiTokenDetector': ('pypi-',),
               'sendgrid.SendGridDetector': ('SG.',), 'slack.SlackDetector': ('xox', 'hooks.slack'), 'stripe.StripeDetector': ('k_live_',), 'azure_storage_key.AzureStorageKeyDetector': ('AccountKey',),
               'basic_auth.BasicAuthDetector': ('://',)}
-_RARE = re.compile('|'.join(sorted({re.escape(x) for marks in _DETECTORS.values() for x in marks if len(x) > 2})) + '|gh[pousr]_|gl(?:pat|dt|ft|soat|rt)-')
+_RARE = sorted({x for marks in _DETECTORS.values() for x in marks if len(x) > 2} - {'://'}) + [f'gh{x}_' for x in 'pousr'] + [f'gl{x}-' for x in ('pat', 'dt', 'ft', 'soat', 'rt')]
 
 @functools.cache
 def _detectors() -> list:
@@ -35,13 +35,18 @@ def _detectors() -> list:
 def _masked(text: str) -> str: return f'{text[:4]}… ({len(text)} characters)'  # A report must not spread what it found
 
 def _spoken(run: Run) -> list[tuple[list, str]]:  # (place, text) of all that a run says
-    out = [(['conversation', i, 'content'], said(m)) for i, m in enumerate(run.messages) if m.content]
+    out = [(['conversation', i, 'content'], run.said[i]) for i, m in enumerate(run.messages) if m.content]
     return out + [(['conversation', i, 'tool_calls', k, 'function', 'arguments'], msgspec.json.encode(c.arguments).decode()) for i, k, c in run.calls]
+
+def _all(run: Run) -> str: return '\n'.join(text for _, text in run.once(_spoken))  # No pattern spans a line break: what is not in here is in no part
 
 @rule('secret', 'error', 'A key, token or password')
 def _secret(run) -> Iterator[tuple]:
+    whole = run.once(_all)
+    marks = [x for x in _RARE if x in whole]
+    if not marks and not ('://' in whole and '@' in whole): return
     for path, text in run.once(_spoken):
-        if ('://' in text and '@' in text) or _RARE.search(text):
+        if ('://' in text and '@' in text) or any(x in text for x in marks):
             for d in _detectors():
                 for hit in {x for line in text.splitlines() for x in d.analyze_string(line)}: yield path, f'found {_masked(hit)}, {d.secret_type}, expected none'
 
@@ -55,14 +60,25 @@ def _luhn(text: str) -> bool:
 
 def _iban(text: str) -> bool: return int(''.join(str(int(c, 36)) for c in text[4:] + text[:4])) % 97 == 1
 
+_DIGITS = bytes(48 if 48 <= b < 58 else b if b == 45 else 120 for b in range(256))  # A digit → 0, a dash stays, all else → x
+_CODES = bytes(48 if 48 <= b < 58 or 65 <= b < 91 else 120 for b in range(256))      # A capital or a digit → 0
+
+def _possible(text: str) -> bool:  # Whether a card, social security number or IBAN can stand in a text at all
+    if not text.isascii(): return True
+    raw = text.encode()
+    digits = raw.translate(_DIGITS)
+    return b'000-00-0000' in digits or b'0' * 15 in raw.translate(_CODES) or b'0' * 13 in raw.translate(_DIGITS, b' -')
+
 def _personal(text: str) -> Iterator[tuple[str, str]]:  # (kind, what)
-    if '@' in text: yield from (('e-mail address', x) for x in _EMAIL.findall(text))
+    if '@' in text: yield from (('e-mail address', x) for word in text.split() if '@' in word for x in _EMAIL.findall(word))
+    if not _possible(text): return
     if '-' in text: yield from (('social security number', x) for x in _SSN.findall(text))
     yield from (('payment card', x) for x in _CARD.findall(text) if _luhn(x))
     yield from (('IBAN', x) for x in _IBAN.findall(text) if _iban(x))
 
 @rule('personal-data', 'note', 'An e-mail address, payment card, social security number or IBAN')
 def _personal_data(run) -> Iterator[tuple]:
+    if '@' not in (whole := run.once(_all)) and not _possible(whole): return
     for path, text in run.once(_spoken):
         found = {}
         for kind, x in _personal(text): found.setdefault(kind, set()).add(x)

@@ -6,23 +6,25 @@
 __all__ = []
 
 # %% ../../nbs/05e_rules_grounding.ipynb #b41d15f5
+import functools
+import math
 import re
 from typing import Iterator
 
 from .schema import toolbox
-from ..rules import Run, in_call, leaves, rule, said
+from ..rules import Run, in_call, leaves, rule
 from ..schema import shown
 
 # %% ../../nbs/05e_rules_grounding.ipynb #05253d21
 def _heard(run: Run) -> tuple[str, list[int]]:  # (everything that a call may draw on, in lower case; how much of it precedes each message)
     parts, ends = [run.t.task_instruction, '\n', toolbox(run).text, '\n'], []
     size, kept = sum(map(len, parts)), []  # The assistant's proposals count once the user has spoken after them
-    for m in run.messages:
+    for m, words in zip(run.messages, run.said):
         ends.append(size)
         if m.role == 'assistant':
-            if not m.tool_calls: kept.append(said(m))
+            if not m.tool_calls: kept.append(words)
             continue
-        new = [*kept, said(m)] if m.role == 'user' else [said(m)]
+        new = [*kept, words] if m.role == 'user' else [words]
         if m.role == 'user': kept = []
         for x in new: parts += [x, '\n']; size += len(x) + 1
     return ''.join(parts).lower(), ends
@@ -59,14 +61,20 @@ def _date(found: re.Match, text: str, end: int) -> bool:
     if not 1 <= month <= 12: return False
     name, short = _MONTHS[month - 1], _MONTHS[month - 1][:3]
     said_as = rf'\b{short}\w*\.? (?:the )?{day}(?:st|nd|rd|th)?\b|\b{day}(?:st|nd|rd|th)?(?: of)? {short}|\b0?{month}[/.-]0?{day}\b|\b0?{day}[/.-]0?{month}\b'
-    return bool(re.search(said_as, text[:end])) or bool(_RELATIVE.search(text[:end])) or (day == 1 and name in text[:end])
+    stands = lambda x: text.find(x, 0, end) >= 0
+    if (stands(short) or any(stands(f'{a}{sep}{z}{b}') for a, b in ((month, day), (day, month)) for sep in '/.-' for z in ('', '0'))) and re.compile(said_as).search(text, 0, end): return True
+    return _relative(text) <= end or (day == 1 and stands(name))
+
+@functools.lru_cache(maxsize=8)
+def _relative(text: str) -> float:  # Where the first such word ends; messages end in line breaks, which none of them spans
+    return found.end() if (found := _RELATIVE.search(text)) else math.inf
 
 # %% ../../nbs/05e_rules_grounding.ipynb #1a2b37af
 _WORD = re.compile(r'[^\W_]+')
 
 def _text(v: str, text: str, end: int) -> bool:
     low = v.strip().lower()
-    if len(low) < 2 or re.fullmatch(r'[A-Z]{2,3}', v.strip()) or (_stands(text, low, end) if len(low) < 6 or low.isdigit() else low in text[:end] if end < len(text) else low in text): return True
+    if len(low) < 2 or re.fullmatch(r'[A-Z]{2,3}', v.strip()) or (_stands(text, low, end) if len(low) < 6 or low.isdigit() else text.find(low, 0, end) >= 0): return True
     if found := _DATE.match(low): return _date(found, text, end)
     words = _WORD.findall(low)
     if not words or len(words) >= 8: return True
