@@ -78,6 +78,7 @@ def _refused(r: Run) -> Iterator[tuple[str, str]]:
         for f in msgspec.structs.fields(r):
             if f.name.startswith('lora_') and getattr(r, f.name) != default_of(f):
                 yield f.name, f'found {shown(getattr(r, f.name))} with `regime` full, expected it only with lora or qlora'
+    if r.lora_experts and r.regime == 'qlora': yield 'lora_experts', 'found true with `regime` qlora, expected it only with lora: in peft, adapters on NF4 experts get no gradient'
     if not 0 < len(r.lora_targets) == len(set(r.lora_targets)):
         yield 'lora_targets', f'found {shown(r.lora_targets)}, expected names, each once'
     for key in ('model', 'data'):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PrinterCallback, Trainer
 from transformers.masking_utils import AttentionMaskInterface
 
-from .attention import _no_mask
+from .attention import _no_mask, causal_attention
 from .config import Run, to_yaml
 from .dataset import load_tokenizer, recipe
 from .encode import Refused
@@ -37,18 +37,18 @@ def tree_attention(
     scaling: float | None = None,  # None: 1/sqrt(dim)
     dropout: float = 0.0,
     pair_sizes: list[list[int]] | None = None,  # Tokens of prompt, chosen and rejected, of each pair in the row
+    sliding_window: int | None = None,          # As for `causal_attention`
     **kwargs,
 ) -> tuple[torch.Tensor, None]:    # (1, T, heads, dim), no weights
     "Causal attention in which chosen and rejected each see the prompt and themselves."
     if attention_mask is not None or pair_sizes is None: raise ValueError('tree: found a mask or no sizes, expected rows of pairs without padding')
-    how, out, start = dict(scale=scaling, dropout_p=dropout, enable_gqa=True), [], 0
+    how, out, start = dict(window=sliding_window, scale=scaling, dropout_p=dropout), [], 0
     for p, c, r in pair_sizes:
         q, k, v = (x[:, :, start:start + p + c + r] for x in (query, key, value))
         first, second = slice(0, p + c), slice(p + c, None)
-        out.append(F.scaled_dot_product_attention(*(x[:, :, first] for x in (q, k, v)), is_causal=True, **how))
+        out.append(causal_attention(*(x[:, :, first] for x in (q, k, v)), **how))
         k, v = (torch.cat([x[:, :, :p], x[:, :, second]], 2) for x in (k, v))
-        seen = torch.ones(r, p + r, dtype=torch.bool, device=q.device).tril(p)
-        out.append(F.scaled_dot_product_attention(q[:, :, second], k, v, attn_mask=seen, **how))
+        out.append(causal_attention(q[:, :, second], k, v, **how))
         start += p + c + r
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None
 

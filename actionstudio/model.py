@@ -79,6 +79,7 @@ def load_for_training(
     dtype = torch.float32 if run.regime == 'full' else getattr(torch, run.dtype)
     options = {'quantization_config': _nf4(dtype)} if run.regime == 'qlora' else {}
     model = AutoModelForCausalLM.from_pretrained(model_folder(run.model), dtype=dtype, attn_implementation=attention, local_files_only=True, **options)
+    if cap := getattr(model.config, 'attn_logit_softcapping', None): raise InputError(f'{run.model}: attn_logit_softcapping: found {cap}, expected none, since no kernel here caps logits')
     if run.regime == 'qlora': quantise_experts(model)
     if run.checkpointed: checkpoint_layers(model, run.checkpointed)
     return model if run.regime == 'full' else _with_lora(model, run)
@@ -94,9 +95,10 @@ def _with_lora(model, run: Run):
     torch.manual_seed(run.seed)
     experts = [f'{m}.{p}' for m, p in expert_parameters(model)] if run.lora_experts else None
     if experts == []: raise InputError('lora_experts: found a model without experts, expected a mixture')
+    linears = {n.rsplit('.', 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    if odd := [t for t in run.lora_targets if t not in linears]: raise InputError(f'lora_targets: found {odd[0]}, expected names of layers of the model: {", ".join(sorted(linears))}')
     config = LoraConfig(r=run.lora_r, lora_alpha=run.lora_alpha, target_modules=list(run.lora_targets), target_parameters=experts, task_type='CAUSAL_LM')
-    try: return get_peft_model(model, config)  # peft keeps adapters in 32 bits: most steps are too small for a bfloat16 weight
-    except ValueError as e: raise InputError(f'lora_targets: found {run.lora_targets}, expected names of layers of the model ({e})') from e
+    return get_peft_model(model, config)  # peft keeps adapters in 32 bits: most steps are too small for a bfloat16 weight
 
 # %% ../nbs/32_model.ipynb #46cb2461
 def learning(model) -> dict[str, int]:  # Numbers of parameters

@@ -181,7 +181,7 @@ def training_arguments(run: Run, steps: int) -> SFTConfig:
     optim = {} if run.optimiser == 'adamw' else {'optim': run.optimiser}
     return SFTConfig(
         output_dir=str(Path(run.out)/'checkpoints'), max_steps=steps, per_device_train_batch_size=run.micro_batch, gradient_accumulation_steps=run.grad_accum,
-        learning_rate=run.lr, warmup_steps=max(1, round(run.warmup * steps)), weight_decay=run.weight_decay, max_grad_norm=run.max_grad_norm,
+        learning_rate=run.lr, warmup_steps=round(run.warmup * steps), weight_decay=run.weight_decay, max_grad_norm=run.max_grad_norm,
         lr_scheduler_type={'constant': 'constant_with_warmup'}.get(run.schedule, run.schedule), seed=run.seed, data_seed=run.seed,
         bf16=run.regime == 'full' and run.dtype == 'bfloat16', use_cpu=cpu, dataloader_pin_memory=not cpu, gradient_checkpointing=False,
         dataset_kwargs={'skip_prepare_dataset': True}, remove_unused_columns=False, max_length=None, packing=False, padding_free=False,
