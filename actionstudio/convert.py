@@ -500,16 +500,18 @@ def _work(job: _Job, format: str) -> _Done:
     return done
 
 # %% ../nbs/02_convert.ipynb #0eb6ed8a
-def _in_processes(work: Callable, jobs: Iterator, workers: int) -> Iterator[_Done]:  # In order, with few blocks under way
+def _in_processes(work: Callable, jobs: Iterator, workers: int, prints: Callable, into: dict) -> Iterator[_Done]:  # In order, with few blocks under way
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
     with ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _follow) as pool:  # fork: formats registered here are known there
         begin = lambda n: [pool.submit(work, msgspec.structs.replace(j, block=j.block.light())) for j in itertools.islice(jobs, n)]
+        taken = None if into else pool.submit(prints)  # One process hashes while the others convert
         under_way = deque(begin(workers + 1))
         while under_way:
             done = under_way.popleft().result()
             under_way.extend(begin(1))
             yield done
+        if taken: into.update(taken.result())
 
 def _follow():  # A worker ends with the process that writes, and leaves Ctrl-C to it
     import ctypes
@@ -557,11 +559,11 @@ def _boxed(x):  # One Python object as a column of one row
     return box
 
 # %% ../nbs/02_convert.ipynb #5eb51968
-def _done(files: list, format: str, limit: int | None, workers: int, engine: str) -> Iterator[_Done]:
+def _done(files: list, format: str, limit: int | None, workers: int, engine: str, prints: Callable, into: dict) -> Iterator[_Done]:
     work = functools.partial(_work, format=format)
     if engine == 'ray': return _on_ray(work, files, format, limit, workers)
     jobs = _jobs(files, format, limit)
-    return _in_processes(work, jobs, workers) if workers > 1 else map(work, jobs)
+    return _in_processes(work, jobs, workers, prints, into) if workers > 1 else map(work, jobs)
 
 # %% ../nbs/02_convert.ipynb #49a57469
 def convert_file(
@@ -581,12 +583,17 @@ def convert_file(
     if suffix not in _SUFFIXES: raise InputError(f"suffix {suffix!r}: unknown, expected {', '.join(_SUFFIXES)}")
     if any(n is not None and n < 1 for n in (workers, shard)): raise InputError('workers and shard: found a number under 1, expected at least 1')
     files, skipped = _all_files([source] if isinstance(source, (str, Path)) else list(source), format)
-    prints = {str(p): fingerprint(p) for p in sorted({p for path, *_ in files for p in [path, *_beside(path, format)]})}
-    made = {'command': 'convert', 'format': format, 'limit': limit, 'sources': prints}
+    made = {'command': 'convert', 'format': format, 'limit': limit, 'sources': {}}
     made |= ({} if suffix == '.jsonl' else {'suffix': suffix}) | ({'shard': shard} if shard else {})
     if workers is None: workers = (os.cpu_count() or 1) if sum(p.stat().st_size for p, *_ in files) > 1 << 26 else 1
-    work = lambda folder: _convert_into(folder, _done(files, format, limit, workers, engine), skipped, f'data{suffix}', shard, progress)
-    return stage(out, made, work, force)
+    prints, known = functools.partial(_prints, files, format), made['sources']
+    new = force or not (Path(out)/'report.json').exists()  # Nothing to compare with: the fingerprints may come later
+    if not (new and workers > 1 and engine == 'local'): known.update(prints())
+    work = lambda folder: _convert_into(folder, _done(files, format, limit, workers, engine, prints, known), skipped, f'data{suffix}', shard, progress)
+    return stage(out, made, lambda folder: work(folder) | {'made_by': made}, force)
+
+def _prints(files: list, format: str) -> dict[str, str]:  # Of each file that is read
+    return {str(p): fingerprint(p) for p in sorted({p for path, *_ in files for p in [path, *_beside(path, format)]})}
 
 _SUFFIXES = '.jsonl', '.jsonl.gz', '.jsonl.zst', '.parquet'
 
