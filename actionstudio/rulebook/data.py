@@ -69,19 +69,20 @@ def _possible(text: str) -> bool:  # Whether a card, social security number or I
     digits = raw.translate(_DIGITS)
     return b'000-00-0000' in digits or b'0' * 15 in raw.translate(_CODES) or b'0' * 13 in raw.translate(_DIGITS, b' -')
 
-def _personal(text: str) -> Iterator[tuple[str, str]]:  # (kind, what)
+def _personal(text: str, numbers: bool) -> Iterator[tuple[str, str]]:  # (kind, what); e-mail addresses alone if not `numbers`
     if '@' in text: yield from (('e-mail address', x) for word in text.split() if '@' in word for x in _EMAIL.findall(word))
-    if not _possible(text): return
+    if not numbers: return
     if '-' in text: yield from (('social security number', x) for x in _SSN.findall(text))
     yield from (('payment card', x) for x in _CARD.findall(text) if _luhn(x))
     yield from (('IBAN', x) for x in _IBAN.findall(text) if _iban(x))
 
 @rule('personal-data', 'note', 'An e-mail address, payment card, social security number or IBAN')
 def _personal_data(run) -> Iterator[tuple]:
-    if '@' not in (whole := run.once(_all)) and not _possible(whole): return
+    may, mail = _possible(whole := run.once(_all)), '@' in whole
+    if not may and not mail: return
     for path, text in run.once(_spoken):
         found = {}
-        for kind, x in _personal(text): found.setdefault(kind, set()).add(x)
+        for kind, x in _personal(text, may and _possible(text)) if may or '@' in text else (): found.setdefault(kind, set()).add(x)
         for kind, xs in found.items(): yield path, f'found {len(xs)} × {kind}, {_masked(min(xs))}, expected none'
 
 # %% ../../nbs/05f_rules_data.ipynb #1387cec0

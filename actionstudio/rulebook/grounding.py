@@ -36,12 +36,16 @@ _NAMED = {v: k for k, v in _WORDS.items()}
 _FACTORS = 12, 60, 100, 1000
 
 def _stands(text: str, word: str, end: int) -> bool:  # As a whole word
-    at = text.find(word, 0, end)
-    while at >= 0:
+    for at in _places(text, word, end):
         after = at + len(word)
         if not (at and text[at - 1].isalnum() and word[0].isalnum()) and not (after < len(text) and text[after].isalnum() and word[-1].isalnum()): return True
-        at = text.find(word, at + 1, end)
     return False
+
+def _places(text: str, word: str, end: int) -> Iterator[int]:
+    at = text.find(word, 0, end)
+    while at >= 0:
+        yield at
+        at = text.find(word, at + 1, end)
 
 def _number(v: float, text: str, end: int) -> bool:
     if abs(v) <= 10 and v == int(v): return True
@@ -60,9 +64,11 @@ def _date(found: re.Match, text: str, end: int) -> bool:
     month, day = int(found[2]), int(found[3])
     if not 1 <= month <= 12: return False
     name, short = _MONTHS[month - 1], _MONTHS[month - 1][:3]
-    said_as = rf'\b{short}\w*\.? (?:the )?{day}(?:st|nd|rd|th)?\b|\b{day}(?:st|nd|rd|th)?(?: of)? {short}|\b0?{month}[/.-]0?{day}\b|\b0?{day}[/.-]0?{month}\b'
     stands = lambda x: text.find(x, 0, end) >= 0
-    if (stands(short) or any(stands(f'{a}{sep}{z}{b}') for a, b in ((month, day), (day, month)) for sep in '/.-' for z in ('', '0'))) and re.compile(said_as).search(text, 0, end): return True
+    in_words = re.compile(rf'\b{short}\w*\.? (?:the )?{day}(?:st|nd|rd|th)?\b|\b{day}(?:st|nd|rd|th)?(?: of)? {short}')
+    if any(in_words.search(text, max(0, at - 8), min(end, at + 40)) for at in _places(text, short, end)): return True
+    numbers = rf'\b0?{month}[/.-]0?{day}\b|\b0?{day}[/.-]0?{month}\b'
+    if any(stands(f'{a}{sep}{z}{b}') for a, b in ((month, day), (day, month)) for sep in '/.-' for z in ('', '0')) and re.compile(numbers).search(text, 0, end): return True
     return _relative(text) <= end or (day == 1 and stands(name))
 
 @functools.lru_cache(maxsize=8)
@@ -70,11 +76,11 @@ def _relative(text: str) -> float:  # Where the first such word ends; messages e
     return found.end() if (found := _RELATIVE.search(text)) else math.inf
 
 # %% ../../nbs/05e_rules_grounding.ipynb #1a2b37af
-_WORD = re.compile(r'[^\W_]+')
+_WORD, _CODE = re.compile(r'[^\W_]+'), re.compile('[A-Z]{2,3}')
 
 def _text(v: str, text: str, end: int) -> bool:
     low = v.strip().lower()
-    if len(low) < 2 or re.fullmatch(r'[A-Z]{2,3}', v.strip()) or (_stands(text, low, end) if len(low) < 6 or low.isdigit() else text.find(low, 0, end) >= 0): return True
+    if len(low) < 2 or _CODE.fullmatch(v.strip()) or (_stands(text, low, end) if len(low) < 6 or low.isdigit() else text.find(low, 0, end) >= 0): return True
     if found := _DATE.match(low): return _date(found, text, end)
     words = _WORD.findall(low)
     if not words or len(words) >= 8: return True

@@ -38,7 +38,7 @@ _MARKS = '<|', '<｜', '_of_turn>', 'INST]', 'SYS>>', 'tool_call>', '<s>', '</s>
 @rule('template-token', 'error', 'A control token of a chat template stands in the text')
 def _tokens(run):
     thoughts = '\n'.join(m.reasoning_content for m in run.messages if isinstance(m.reasoning_content, str))
-    if not any(x in run.text or x in thoughts for x in _MARKS): return
+    if not any(x in text for text in (run.text, thoughts) for x in ('<', 'INST]')): return
     for i, m in enumerate(run.messages):
         for field in ('content', 'reasoning_content'):
             text = getattr(m, field)
