@@ -1,5 +1,6 @@
 "The check command as a user meets it."
 import json
+from collections import Counter
 
 import pytest
 from conftest import ROOT
@@ -46,11 +47,41 @@ def test_mistakes_are_one_line(actionstudio, data, tmp_path, wrong):
     assert code == 2 and err.count('\n') == 1 and not (tmp_path/'x').exists(), err
 
 
-@pytest.mark.skipif(not (ROOT/'../shared/data').exists(), reason='no shared data here')
-def test_the_noise_that_the_real_data_is_known_for():
+here = pytest.mark.skipif(not (ROOT/'../shared/data').exists(), reason='no shared data here')
+
+
+def checked(path, *select):  # (conversion, finding counts by rule, [(id, finding)])
     from actionstudio.convert import convert, scan_joined
     from actionstudio.rules import check
-    shared = ROOT/'../shared/data'
-    def errors(path, *select):
-        return [(t.id, f.rule) for t in convert(scan_joined(shared/path), source='s').trajectories for f in check(t, select=select) if f.severity == 'error']
-    assert errors('glaive_sharegpt_en/glaive_toolcall_en_demo.json', 'schema') == [('s-259', 'mistyped-argument')]
+    c = convert(scan_joined(ROOT/'../shared/data'/path), source='s')
+    found = [(t.id, f) for t in c.trajectories for f in check(t, select=select)]
+    return c, Counter(f.rule for _, f in found), found
+
+
+@here
+def test_glaive_has_one_wrong_call():
+    assert [(id, f.rule) for id, f in checked('glaive_sharegpt_en/glaive_toolcall_en_demo.json', 'schema')[2]] == [('s-259', 'mistyped-argument')]
+
+
+@here
+def test_toolace_names_tools_that_are_not_listed():  # The 162nd stands in the record whose other call was lost
+    c, n, _ = checked('toolace_mangled/sharegpt_func_fixed.json', 'unknown-tool')
+    assert n == {'unknown-tool': 161} and [r.reason for r in c.rejected] == ['lost_call']
+
+
+@here
+def test_toolalpaca_placeholders_and_undeclared_actions():  # Each is found by its rule, or stands in a record that conversion refused
+    c, n, found = checked('toolalpaca_simulated/eval_simulated.json', 'unknown-tool', 'placeholder-argument')
+    tools = {t.id.rpartition('-')[0]: {x.name for x in t.tools} for t in c.trajectories}
+    refused = [(r.id.rpartition('-')[0], s) for r in c.rejected for s in r.raw['Golden_Answer']]
+    assert {r.reason for r in c.rejected} == {'broken_arguments'}
+    assert n['unknown-tool'] + sum(s['Action'] not in tools[api] for api, s in refused) == 9
+    calls = {(id, f.path.split('.function')[0]) for id, f in found if f.rule == 'placeholder-argument'}
+    assert len(calls) + sum('${' in json.dumps(s['Action_Input']) for _, s in refused) == 33
+
+
+@here
+def test_nnetnav_ids_collide_nine_times():  # The first of them keeps its id
+    c, _, found = checked('adp_nnetnav-live/sample_raw.json', 'id-collision')
+    same = [t for t in c.trajectories if t.id.split('#')[0] == 'openweb_4613']
+    assert len(same) == 9 and sum('openweb_4613' in f.message for _, f in found) == 8
