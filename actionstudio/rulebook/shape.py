@@ -58,9 +58,13 @@ def _truncated(run):
         if text.count('```') % 2: yield ['conversation', i, 'content'], 'found a code fence that is not closed, expected its end'
         elif text and (text[-1].isalpha() or text[-1] in ',;-–') and _cut(text): yield ['conversation', i, 'content'], f'found the end {shown(text[-40:])}, expected the end of a sentence'
 
-def _cut(text: str) -> bool:
+_OPEN = re.compile(r'\b(?:the|an?|of|to|and|or|in|on|at|for|with|from|by|your|my|our|their|its|is|are|was|were|has|have|will|be|that|which|as|if|than|into|about|can|not)$', re.I)
+
+def _cut(text: str) -> bool:  # No sentence ends on such a word, nor inside bold type or a bracket
     last = text[text.rfind('\n') + 1:]
-    return bool(_ENDS.search(text)) and len(last.split()) > 5 and not re.match(r'\s*([-*•#>|`]|\d+[.)])', last) and '://' not in last[-80:]
+    if _OPEN.search(text) or last.count('**') % 2 or last.count('(') > last.count(')'): return True
+    words, listed = len(last.split()), re.match(r'\s*([-*•#>|`]|\d+[.)])', last)
+    return not listed and '://' not in last[-80:] and ((words > 5 and bool(_ENDS.search(text))) or (words > 7 and last[0].isupper()))
 
 # %% ../../nbs/05c_rules_shape.ipynb #0e1134f5
 _PLACEHOLDER = re.compile(r'\$\{[^{}]*\s[^{}]*\}|^\$\{[^{}]+\}$|\{\{[^{}]+\}\}|^<[A-Za-z][\w -]*>$|^\{[A-Za-z_]\w*\}$|^\[(?:your|insert|enter|the)\b[^\]]*\]$|^(?:YOUR|INSERT|ENTER|REPLACE)_[A-Z_]+$|^<?your[ _-](?:api|access|secret)[ _-](?:key|token)>?$|^API_call_\d+$|^(?:string|placeholder)$', re.I)
