@@ -1,0 +1,175 @@
+"""The Slurm job as it is generated, under a real Slurm: one controller and two daemons on this machine.
+
+A job that is put back into the queue, and one that loses a node, must end with the weights of a run that nobody touched."""
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch')
+SBIN = os.pathsep.join([os.environ['PATH'], '/usr/sbin', '/sbin'])
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not all(shutil.which(p, path=SBIN) for p in NEEDED), reason='no Slurm here: apt-get install slurm-wlm munge'),
+              pytest.mark.skipif(os.geteuid() != 0, reason='slurmd starts jobs, which needs root')]
+
+CONF = """ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=10
+KillWait=5
+SchedulerParameters=sched_interval=2,batch_sched_delay=1
+NodeName=node-a NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=1000
+NodeName=node-b NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=1000
+PartitionName=all Nodes=ALL Default=YES State=UP MaxTime=INFINITE
+"""
+
+def free_ports(n):
+    held = [socket.socket() for _ in range(n)]
+    for s in held: s.bind(('127.0.0.1', 0))
+    ports = [s.getsockname()[1] for s in held]
+    for s in held: s.close()
+    return ports
+
+def until(what, seconds, why):
+    end = time.time() + seconds
+    while not (found := what()):
+        assert time.time() < end, why()
+        time.sleep(.5)
+    return found
+
+class Slurm:
+    "Two nodes of one machine; every daemon is a child of ours and is stopped by its id."
+    def __init__(self, folder):
+        self.folder, self.daemons = folder, {}
+        self.env = os.environ | {'SLURM_CONF': str(folder/'slurm.conf'), 'PATH': f'{Path(sys.executable).parent}:{SBIN}', 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+        for d in ('state', 'spool-node-a', 'spool-node-b'): (folder/d).mkdir()
+        (folder/'munge.key').write_bytes(os.urandom(128))
+        (folder/'munge.key').chmod(0o600)
+        (folder/'slurm.conf').write_text(CONF.format(folder=folder, host=socket.gethostname().split('.')[0], ports=free_ports(3)))
+
+    def daemon(self, name, *command):
+        with open(self.folder/f'{name}.out', 'a') as out: self.daemons[name] = subprocess.Popen(command, env=self.env, stdout=out, stderr=out)
+
+    def node(self, name): self.daemon(name, 'slurmd', '-D', '-N', name, '-f', str(self.folder/'slurm.conf'))
+
+    def start(self):
+        own = [f'--{k}={self.folder}/munge.{v}' for k, v in dict(socket='sock', **{'key-file': 'key', 'pid-file': 'pid', 'log-file': 'log', 'seed-file': 'seed'}).items()]
+        self.daemon('munged', 'munged', '--foreground', '--force', *own)
+        until((self.folder/'munge.sock').exists, 20, lambda: (self.folder/'munged.out').read_text())
+        self.daemon('slurmctld', 'slurmctld', '-D', '-f', str(self.folder/'slurm.conf'))
+        for name in ('node-a', 'node-b'): self.node(name)
+        until(lambda: self('sinfo', '-h', '-o', '%D %t').split() == ['2', 'idle'], 40, lambda: (self.folder/'slurmctld.log').read_text()[-2000:])
+
+    def stop(self):
+        for p in reversed(self.daemons.values()): p.terminate()
+        for p in self.daemons.values(): p.wait(30)
+
+    def __call__(self, *command, cwd=None): return subprocess.run(command, env=self.env, cwd=cwd, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    def state(self, job): return dict(x.split('=', 1) for x in self('scontrol', '--oneliner', 'show', 'job', job).split() if '=' in x).get('JobState')
+
+    def lose(self, name):  # As if its power failed: the daemon and all that it started are gone
+        self.daemons.pop(name).kill()
+        for p in Path('/proc').glob('[0-9]*'):
+            try: theirs = f'SLURMD_NODENAME={name}\0'.encode() in (p/'environ').read_bytes()
+            except OSError: continue  # It has ended
+            if theirs and int(p.name) != os.getpid(): os.kill(int(p.name), signal.SIGKILL)
+
+@pytest.fixture(scope='module')
+def slurm(tmp_path_factory):
+    s = Slurm(tmp_path_factory.mktemp('slurm'))
+    try:
+        s.start()
+        yield s
+    finally: s.stop()
+
+@pytest.fixture(scope='module')
+def rows(model, tmp_path_factory):
+    "A tiny model with weights, and rows that it trains on."
+    import torch
+    from actionstudio.encode_file import encode_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    folder = tmp_path_factory.mktemp('data')
+    say = lambda k: [{"role": "user", "content": f"Say {k}."}, {"role": "assistant", "content": "word " * (1 + k % 7) + str(k)}]
+    runs = [{"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": say(k)} for k in range(60)]
+    (folder/'d.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in runs))
+    encode_file(folder/'d.jsonl', folder/'rows', model)
+    return folder/'rows'
+
+class Job:
+    def __init__(self, slurm, folder, model, rows):
+        from actionstudio.config import Run, to_yaml
+        from actionstudio.launch import launch_texts, write_texts
+        self.slurm, self.out, self.folder = slurm, folder/'out', folder/'job'
+        run = Run(model=str(model), data=str(rows), out=str(self.out), regime='full', dtype='float32', row_tokens=64, lr=1e-3, epochs=24, save_every=10)
+        (folder/'run.yaml').write_text(to_yaml(run))
+        write_texts(launch_texts(folder/'run.yaml', kind='slurm', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, env={'GLOO_SOCKET_IFNAME': 'lo'}), self.folder)
+        self.id = slurm('sbatch', '--parsable', 'job.sbatch', cwd=self.folder)
+        assert self.id.isdigit()
+
+    def step(self):
+        try: return json.loads((self.out/'metrics.jsonl').read_text().splitlines()[-1])['step']
+        except (OSError, IndexError, json.JSONDecodeError): return 0
+
+    def log(self): return ''.join(f.read_text()[-3000:] for f in self.folder.glob('*.log')) + ''.join(f'\n{f}\n{f.read_text()[-1500:]}' for f in self.out.rglob('stderr.log')) + self.slurm('squeue', '--long')
+
+    def midway(self): until(lambda: self.step() >= 25, 120, self.log)
+
+    def end(self):
+        until(lambda: self.slurm.state(self.id) in ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL'), 240, self.log)
+        assert self.slurm.state(self.id) == 'COMPLETED', self.log()
+        return hashlib.sha256((self.out/'model/model.safetensors').read_bytes()).hexdigest()
+
+@pytest.fixture(scope='module')
+def undisturbed(slurm, model, rows, tmp_path_factory):
+    job = Job(slurm, tmp_path_factory.mktemp('undisturbed'), model, rows)
+    return job, job.end()
+
+def test_both_nodes_take_part(undisturbed):
+    job, _ = undisturbed
+    assert sorted(p.name for p in (job.out/'logs').iterdir() if p.is_dir()) == ['node-a', 'node-b']
+    steps = [json.loads(x)['step'] for x in (job.out/'metrics.jsonl').read_text().splitlines()]
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > 60
+
+def test_a_requeued_job_ends_with_the_same_weights(slurm, model, rows, undisturbed, tmp_path):
+    job = Job(slurm, tmp_path, model, rows)
+    job.midway()
+    slurm('scontrol', 'requeue', job.id)
+    assert job.end() == undisturbed[1]
+    assert slurm('scontrol', '--oneliner', 'show', 'job', job.id).split('Restarts=')[1].split()[0] == '1'
+
+def test_a_job_that_loses_a_node_comes_back(slurm, model, rows, undisturbed, tmp_path):
+    job = Job(slurm, tmp_path, model, rows)
+    job.midway()
+    slurm.lose('node-b')
+    until(lambda: slurm.state(job.id) in ('PENDING', 'REQUEUED'), 90, job.log)
+    slurm.node('node-b')
+    assert job.end() == undisturbed[1]
