@@ -21,8 +21,8 @@ from .schema import InputError, shown
 class Target(Record, kw_only=True, frozen=True):
     "The machines that a run is launched on."
     kind: Literal['torchrun', 'slurm', 'kubernetes', 'deepspeed']  # Started by hand or over ssh, by sbatch, by the JobSet controller, by DeepSpeed's launcher
-    nodes: int  # Machines
-    gpus_per_node: int  # Devices used on each, one process a device; 0: CPU, one process a node
+    nodes: int = 1  # Machines
+    gpus_per_node: int = 8  # Devices used on each, one process a device; 0: CPU, one process a node
     name: str = 'actionstudio'  # Of the job; letters, digits, dot, dash, underscore
     hosts: list[str] = []  # torchrun, deepspeed: the nodes as ssh knows them, the head first
     partition: str | None = None  # Slurm: queue
