@@ -90,7 +90,9 @@ _RULES: dict[str, Rule] = {}
 def rule(code: str, severity: str, meaning: str, over: str = 'run') -> Callable:
     "Register the decorated generator as a rule."
     def keep(find):
-        _RULES[code] = Rule(code, severity, meaning, find.__module__.rpartition('.')[2], find, over)
+        group = find.__module__.rpartition('.')[2]
+        if group == '__main__' and code in _RULES: group = _RULES[code].group  # A page that defines anew what its module has
+        _RULES[code] = Rule(code, severity, meaning, group, find, over)
         _chosen.cache_clear()
         return find
     return keep
