@@ -64,7 +64,7 @@ def bfcl_files(
 ) -> list[Path]:                  # The question files; the answers lie beside them, in `possible_answer/`
     "The benchmark's data files, fetched once."
     questions = [f'bfcl_eval/data/BFCL_v4_{c}.json' for c in categories]
-    answers = [q.replace('data/', 'data/possible_answer/') for q, c in zip(questions, categories) if c != 'irrelevance']
+    answers = [q.replace('data/', 'data/possible_answer/') for q, c in zip(questions, categories) if not c.endswith('relevance')]
     return unpacked('bfcl-eval', questions + answers)[:len(questions)]
 
 # %% ../nbs/10_assets.ipynb #d9f2ed41
