@@ -5,18 +5,15 @@
 # %% auto #0
 __all__ = ['BfclCase', 'bfcl', 'call_verdict', 'bfcl_verdict', 'bfcl_scores']
 
-# %% ../nbs/41c_bfcl.ipynb #956c7ff4
-import re
+# %% ../nbs/41c_bfcl.ipynb #3bfcd113
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pandas as pd
 from msgspec import Struct
 
 from .convert import converting, scan_joined
 from .evaluate import Generation, _normal, _pair
-from .formats.gold import bfcl_join, first_allowed
+from .formats.gold import bfcl_join
 from .parse import parse_tool_calls
 from .schema import InputError, Trajectory, shown
 from .store import Rejected, read
