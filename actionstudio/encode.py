@@ -9,7 +9,6 @@ __all__ = ['IGNORE', 'FIELDS', 'TRAIN', 'Span', 'Encoded', 'Refused', 'Turn', 't
 # %% ../nbs/11_encode.ipynb #fcf8bc55
 import functools
 import re
-from concurrent.futures import ThreadPoolExecutor
 from os.path import commonprefix
 from typing import Callable, Iterable, Iterator
 
@@ -146,12 +145,19 @@ def _holds(t: Trajectory, x: Turn, m: Message, parts: list[int], may_drop: tuple
         at = max(at, found[1][1])
 
 # %% ../nbs/11_encode.ipynb #8580f3b3
+def _ends(turns: dict[int, Turn]) -> list[int]:  # For each row up to the last turn: where the next prompt ends
+    out, end = [], len(turns[max(turns)].text)
+    for k in reversed(range(max(turns) + 1)):
+        out.append(end)
+        if k in turns: end = min(end, len(turns[k].prompt))
+    return out[::-1]
+
 def _layout(t: Trajectory, rows: list, text: str, turns: dict[int, Turn]) -> Iterator[tuple[int, int, int, str]]:  # (start, end, row, field)
-    at, bound = 0, max(turns)
-    for k, (i, m) in enumerate(rows[:bound + 1]):
+    at, ends = 0, _ends(turns)
+    for k, (i, m) in enumerate(rows[:len(ends)]):
         x, said = turns.get(k), t.conversation[i] if i >= 0 else Message(role='system', content=m['content'])
         if x: low, high = len(x.prompt), len(x.text) - len(x.stop)
-        else: low, high, said = at, min(len(y.prompt) for n, y in turns.items() if n > k), msgspec.structs.replace(said, reasoning_content=UNSET)
+        else: low, high, said = at, ends[k], msgspec.structs.replace(said, reasoning_content=UNSET) if said.reasoning_content else said
         for a, b, field in find_values(text, said, max(at, low), high): yield a, b, k, field; at = b
         if x: yield high, len(x.text), k, 'stop'; at = len(x.text)
 
@@ -254,7 +260,7 @@ def encode_all(
     max_length: int | None = None,     # Tokens; a longer row is refused, not cut
     weights: dict[str, float] | None = None,  # Field → weight of its trained tokens in the loss; 1 where absent
     may_drop: Iterable[str] = (),      # `reasoning`, `content`: train although the template does not show it
-    batch: int = 150_000,              # Characters that are tokenised at once, about
+    batch: int = 600_000,              # Characters that are tokenised at once, about
 ) -> Iterator[tuple[Trajectory, list[Encoded] | Rejected]]:
     "Encode a stream, in order. Nobody is lost in silence: each trajectory gives its rows, or the reason why not."
     if history not in ('as_served', 'last_only', 'keep'): raise InputError(f'history: found {history!r}, expected as_served, last_only or keep')
@@ -262,13 +268,9 @@ def encode_all(
     ct, pieces, may_drop = probe(tokenizer, chat_template, keep=history == 'keep'), _pieces(tokenizer), tuple(may_drop)
     chosen(Trajectory(unique_trajectory_id='', tools=[], conversation=[]), train)
     plan = lambda t: _or_reason(t, lambda: _plan(ct, t, history, train, may_drop))
-    with ThreadPoolExecutor(1) as tokenise:
-        waiting = None
-        for plans in _batches(map(plan, trajectories), batch):
-            done = waiting and (waiting[0], waiting[1].result())
-            waiting = plans, tokenise.submit(pieces, [text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves])
-            if done: yield from _finish(*done, pieces, weights, max_length)
-        if waiting: yield from _finish(waiting[0], waiting[1].result(), pieces, weights, max_length)
+    for plans in _batches(map(plan, trajectories), batch):
+        tokens = pieces([text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves])
+        yield from _finish(plans, tokens, pieces, weights, max_length)
 
 # %% ../nbs/11_encode.ipynb #551e6087
 def _or_reason(t: Trajectory, work: Callable) -> tuple[Trajectory, object]:

@@ -73,5 +73,7 @@ class Prefixes:
         text, out = '', {}
         for n, (k, furthest) in enumerate(seen):
             text += parts[3 * n]
-            if k == furthest: out |= {(k + 1, ask): text + parts[3 * n + 1 + ask] for ask in (False, True) if (k + 1, ask) in wanted}
+            if k != furthest: continue
+            for ask in (False, True):
+                if (k + 1, ask) in wanted: out[k + 1, ask] = text + parts[3 * n + 1 + ask]
         return out

@@ -134,9 +134,11 @@ class ChatTemplate:
 
     def tools(self, t: Trajectory) -> dict:  # The same object for equal tools, so that they are written once
         if self._last[0] is t.tools: return self._last[1]
-        key = msgspec.json.encode(tools := [x.to_dict() for x in t.tools])
-        if len(self._tools) > 500: self._tools.clear()
-        self._last = t.tools, self._tools.setdefault(key, tools_for(tools, self.dialect))
+        key = msgspec.json.encode(t.tools)
+        if key not in self._tools:
+            if len(self._tools) > 500: self._tools.clear()
+            self._tools[key] = tools_for([x.to_dict() for x in t.tools], self.dialect)
+        self._last = t.tools, self._tools[key]
         return self._last[1]
 
     def text(self, t: Trajectory, rows: list[tuple[int, dict]], ask: bool = False, **more) -> str:

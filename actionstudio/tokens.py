@@ -59,12 +59,11 @@ class Pieces:
     def __call__(self, texts: list) -> list[Tokens]:
         "The tokens of each text. A text in several parts is cut between them, whatever the tokenizer would do."
         if self.size > self.limit: self.known, self.size = {}, 0
-        known = self.known  # Another thread may start anew meanwhile
         split = [[p for part in ((t,) if isinstance(t, str) else t) for p in self.split(part)] for t in texts]
-        if new := list({p for pieces in split for p in pieces} - known.keys()):
-            known.update((p, (e.ids, e)) for p, e in zip(new, self.backend.encode_batch(new, add_special_tokens=False)))
+        if new := list({p for pieces in split for p in pieces} - self.known.keys()):
+            self.known.update((p, (e.ids, e)) for p, e in zip(new, self.backend.encode_batch(new, add_special_tokens=False)))
             self.size += sum(map(len, new))
-        return [self._join([known[p] for p in pieces], pieces) for pieces in split]
+        return [self._join([self.known[p] for p in pieces], pieces) for pieces in split]
 
     def prefix(self, t: Tokens, text: str, char: int) -> int | None:
         "How many tokens the first `char` characters are, if they are the same tokens on their own; else None."
