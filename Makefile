@@ -20,7 +20,7 @@ test: $(VENV)/.dev  ## Notebooks, tests, and everything that must be in sync
 	$(QUIET) $(BIN)/python -m pytest -q -m 'not slow'
 
 test-all: test  ## The same, and the slow tests: browsers, kills, Ray, whole runs
-	$(BIN)/python -m pip install -q -e '.[train,dev,ray,serving]'
+	$(BIN)/python -m pip install -q -e '.[train,dev,ray,serving,app]'
 	$(BIN)/python -m pytest -q -m slow
 
 lab: $(VENV)/.dev  ## JupyterLab on the notebooks

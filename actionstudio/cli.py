@@ -220,7 +220,7 @@ def _cost(x: dict | str) -> str: return x if isinstance(x, str) else f"{x['token
 def view(encoded: Annotated[Path, typer.Argument(help='A folder that `actionstudio encode` wrote.')],
          tokenizer: Annotated[Path, typer.Option(help='The model folder of the tokenizer.')], out: Annotated[Path, typer.Option('--out', '-o', help='The HTML file to make.')],
          source: Annotated[Optional[Path], typer.Option(help='The trajectories before encoding, to be shown beside.')] = None,
-         limit: Annotated[int, typer.Option(help='Rows to show.')] = 200, force: Force = False):
+         limit: Annotated[int, typer.Option(help='Rows to show; a page holds 200 records and 3 MB, and what is beyond goes to further pages.')] = 200, force: Force = False):
     "Write one static page that shows encoded trajectories, token by token.\n\nExample: actionstudio view out/encoded --tokenizer models/smol --out out/view.html"
     show(_call('view:view_file', encoded, out, tokenizer, source, limit, force), f'view → {out}')
 

@@ -1,5 +1,6 @@
 "What several tests need."
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,37 @@ def model(tmp_path_factory):
     tok.save_pretrained(folder)
     LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=len(tok)).save_pretrained(folder)
     return folder
+
+
+CHROMIUM_FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run']
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "Chromium, driven by Playwright; installed with apt where it is absent and we may."
+    sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    if not shutil.which('chromium') and shutil.which('apt-get') and os.geteuid() == 0:
+        for command in (['apt-get', 'update', '-q'], ['apt-get', 'install', '-q', '-y', 'chromium']): subprocess.run(command, capture_output=True, timeout=600)
+    if not shutil.which('chromium'): pytest.skip('chromium is not installed, and cannot be installed here')
+    with sync_api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=shutil.which('chromium'), args=CHROMIUM_FLAGS)
+        yield b
+        b.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    "Open a page that is watched: returns it with `dialogs`, `asked` (requests that went out; those for files are not counted) and `errors` as lists."
+    pages = []
+    def opened(url, **options):
+        page = browser.new_context(viewport={'width': 1500, 'height': 900}, **options).new_page()
+        page.dialogs, page.asked, page.errors = [], [], []
+        page.on('dialog', lambda d: (page.dialogs.append(d.message), d.dismiss()))
+        page.on('request', lambda r: page.asked.append(r.url) if not r.url.startswith(('data:', 'blob:', 'file:', 'about:')) else None)
+        page.on('requestfailed', lambda r: page.asked.remove(r.url) if r.failure == 'csp' and r.url in page.asked else None)  # The page's policy stopped it
+        page.on('pageerror', lambda e: page.errors.append(str(e)))
+        page.goto(url)
+        pages.append(page)
+        return page
+    yield opened
+    for page in pages: page.context.close()

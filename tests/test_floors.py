@@ -8,7 +8,7 @@ from conftest import ROOT
 
 LIGHT = ['schema', 'store', 'convert', 'formats.chat', 'formats.gold', 'formats.unified', 'decisions', 'duplicates', 'rules', 'check_file', 'ask', 'case', 'critique', 'keep', 'audit', 'critic_data', 'record', 'split', 'where', 'recipe', 'interleave', 'contamination', 'mix', 'count', 'assets', 'render', 'template', 'tokens', 'values', 'encode', 'certify', 'length', 'pack',
          'dataset', 'encode_file',
-         'view', 'index', 'verifier', 'config', 'plan', 'parse', 'cli', 'launch']
+         'sheet', 'view', 'index', 'verifier', 'config', 'plan', 'parse', 'cli', 'launch']
 
 
 @pytest.mark.parametrize('module', LIGHT)

@@ -1,9 +1,6 @@
-"The static page in a real browser: hostile records run nothing, and the page answers to mouse and keyboard. Needs Debian's `chromium`."
-import http.server
+"The static page in a real browser: hostile records run nothing, colours can be read, long records stay quick, and the page answers to mouse and keyboard."
 import re
-import shutil
-import subprocess
-import threading
+import time
 
 import pytest
 
@@ -12,24 +9,32 @@ from actionstudio.certify import Certificate
 from actionstudio.encode import encode
 from actionstudio.render import CHATML_TOOLS
 from actionstudio.schema import Trajectory
-from actionstudio.view import bars, curve, table, view
+from actionstudio.sheet import sheet
+from actionstudio.view import bars, curve, page_of, table, view
 
-CHROMIUM = shutil.which('chromium')
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason='chromium is not installed')]
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync',
-         '--no-first-run', '--virtual-time-budget=5000', '--dump-dom']
-OWNED = "document.title='owned';document.documentElement.setAttribute('data-owned','1');window.owned=1"
+pytestmark = pytest.mark.slow
+OWNED = "document.title='owned';document.documentElement.setAttribute('data-owned','1');alert(1)"
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-
-
-def attacks(port):
-    there = f'http://127.0.0.1:{port}'
-    return [f'<script>{OWNED}</script>', f'"><img src="{there}/leak" onerror="{OWNED}">', f"' onmouseover='{OWNED}' x='",
-            f'</script><script>{OWNED}</script>', f'</textarea></pre></title></style><svg onload="{OWNED}"></svg>',
-            f'[click](javascript:{OWNED})', f'<iframe srcdoc="<script>parent.{OWNED}</script>"></iframe>',
-            f'<meta http-equiv=refresh content="0;url={there}/go">', f'<link rel=stylesheet href={there}/css>', f'<base href={there}/>',
-            '<!-- <script>', ']]>', '${owned=1}', '{{ 7*7 }}', '\x1b[2J\x1b]0;owned\x07', 'user\u202etxt.exe\u2066', '\ufdd0<i>\ufdd1',
-            '\u2028\u2029\x00', '&lt;script&gt;']
+there = 'http://127.0.0.1:9'
+ATTACKS = [f'<script>{OWNED}</script>', f'"><img src="{there}/leak" onerror="{OWNED}">', f"' onmouseover='{OWNED}' x='",
+           f'</script><script>{OWNED}</script>', f'</textarea></pre></title></style><svg onload="{OWNED}"></svg>',
+           f'[click](javascript:{OWNED})', f'<iframe srcdoc="<script>parent.{OWNED}</script>"></iframe>',
+           f'<meta http-equiv=refresh content="0;url={there}/go">', f'<link rel=stylesheet href={there}/css>', f'<base href={there}/>',
+           '<!-- <script>', ']]>', '${owned=1}', '{{ 7*7 }}', '\x1b[2J\x1b]0;owned\x07', 'user\u202etxt.exe\u2066', '\ufdd0<i>\ufdd1', '\u2028\u2029\x00', '&lt;script&gt;']
+CONTRAST = """() => {  // The weakest contrast of a text with the ground that it stands on
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = c => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
+  const light = c => [.2126, .7152, .0722].reduce((s, w, k) => { const x = c[k] / 255; return s + w * (x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); }, 0);
+  const ground = n => { for (; n; n = n.parentElement) { const c = rgba(getComputedStyle(n).backgroundColor); if (c[3] === 255) return c; } return [255, 255, 255, 255]; };
+  const out = {};
+  for (const n of document.querySelectorAll('body *')) {
+    if (!n.offsetParent || ![...n.childNodes].some(t => t.nodeType === 3 && t.data.trim())) continue;
+    const [a, b] = [light(rgba(getComputedStyle(n).color)), light(ground(n))].sort((x, y) => y - x);
+    const key = n.className || n.tagName;
+    out[key] = Math.min(out[key] ?? 99, (a + .05) / (b + .05));
+  }
+  return out;
+}"""
 
 
 @pytest.fixture(scope='module')
@@ -37,28 +42,6 @@ def tok():
     tok = smollm2_tokenizer()
     tok.chat_template = CHATML_TOOLS
     return tok
-
-
-@pytest.fixture
-def asked():
-    "A server on loopback, and the paths that somebody asked it for."
-    paths = []
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self): paths.append(self.path); self.send_response(204); self.end_headers()
-        def log_message(self, *args): pass
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port, paths
-    server.shutdown()
-    server.server_close()
-
-
-def dom(tmp_path, html):
-    "The document after its scripts ran, as chromium writes it."
-    file = tmp_path/'page.html'
-    file.write_text(html, encoding='utf-8')
-    done = subprocess.run([CHROMIUM, *FLAGS, f'--user-data-dir={tmp_path}/profile', file.as_uri()], capture_output=True, timeout=120)
-    return done.stdout.decode()
 
 
 def trajectory(id='calm', texts=('Is it warm?', 'I look.', '-4 °C 🌨', 'No.'), name='weather', arguments=None):
@@ -73,124 +56,135 @@ def trajectory(id='calm', texts=('Is it warm?', 'I look.', '-4 °C 🌨', 'No.')
             {"role": "assistant", "content": texts[3]}]})
 
 
-def hostile_page(tok, port):
-    bad = attacks(port)
-    runs = [trajectory(f'{k}{a}', [a] * 4, a, {a: a}) for k, a in enumerate(bad)]
-    certificates = {t.id: Certificate(False, bad) for t in runs}
-    return view([e for t in runs for e in encode(t, tok)], tok, runs, certificates, title=bad[0]).html
+def hostile_page(tok):
+    runs = [trajectory(f'{k}{a}', [a] * 4, a, {a: a}) for k, a in enumerate(ATTACKS)]
+    sheets = [sheet(t, tok, encode(t, tok), Certificate(False, ATTACKS), raw={a: [a] for a in ATTACKS}, after=t, removed=ATTACKS[0]) for t in runs]
+    return page_of(sheets, tok, ATTACKS[0]).html
 
 
-def drive(html, script):
-    "The page with a second script that plays the user and writes what it sees to `data-seen`; the policy would forbid it."
-    wait = """const T = setInterval(() => {
-      if (!document.querySelector('.tok')) return;
-      clearInterval(T);
-      const seen = [], $ = s => document.querySelector(s), all = s => [...document.querySelectorAll(s)];
-      const press = key => document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
-      const done = () => document.documentElement.dataset.seen = seen.join('|');"""
-    return POLICY.sub('', html) + f'<script>{wait}{script};done()}}, 20)</script>'
+@pytest.fixture
+def shown(open_page, tmp_path):
+    def show(html, **options):
+        (tmp_path/'page.html').write_text(html, encoding='utf-8')
+        page = open_page((tmp_path/'page.html').as_uri(), **options)
+        page.wait_for_timeout(500)
+        return page
+    return show
 
 
-def without_scripts(html):
-    "The page as a browser shows it that runs no script (chromium cannot write the document with scripts switched off)."
-    return re.sub(r"script-src 'sha256-[^']*'", "script-src 'none'", html)
+def without_scripts(html): return re.sub(r"script-src 'sha256-[^']*'", "script-src 'none'", html)
 
 
-def owned(found): return 'data-owned' in re.search('<html[^>]*>', found)[0]
-
-
-def assert_calm(found, title):
-    assert re.search('<title>(.*?)</title>', found, re.S)[1] == title
-    assert not owned(found)
-    body = found[found.index('<body'):]
-    assert not re.search(r'<(img|iframe|svg|base|link|meta|textarea|i)\b', body) and body.count('<script') == 2
-    assert not re.search(r'<[^>]*\son\w+=[^>]*>', re.sub(r'"[^"]*"', '""', body))  # No element has an event handler
-    assert not re.search('[\x00\x07\x1b\u202e\u2028\u2029\u2066]', found)
+def assert_calm(page, title=ATTACKS[0]):
+    assert (page.title(), page.dialogs, page.asked, page.errors) == (title, [], [], [])
+    found = page.evaluate("""() => [document.documentElement.hasAttribute('data-owned'), document.querySelectorAll('body :is(img, iframe, svg, base, link, meta, textarea, i)').length,
+      document.querySelectorAll('script').length, [...document.querySelectorAll('body *')].filter(n => [...n.attributes].some(a => a.name.startsWith('on') || /^\\s*javascript:/i.test(a.value))).length]""")
+    assert found == [False, 0, 2, 0]
+    assert not re.search('[\x00\x07\x1b\u202e\u2028\u2029\u2066]', page.content())
 
 
 @pytest.mark.parametrize('change, scripts', [(lambda html: html, True), (lambda html: POLICY.sub('', html), True), (without_scripts, False)],
                          ids=['as_made', 'escaping_alone', 'without_scripts'])
-def test_hostile_records_run_nothing(tok, asked, tmp_path, change, scripts):
-    port, paths = asked
-    found = dom(tmp_path, change(hostile_page(tok, port)))
-    assert_calm(found, attacks(port)[0].replace('<', '&lt;').replace('>', '&gt;'))
-    assert ('class="tok' in found) == scripts  # The page itself did run
-    assert not paths
+def test_hostile_records_run_nothing(tok, shown, change, scripts):
+    page = shown(change(hostile_page(tok)))
+    assert_calm(page)
+    assert bool(page.locator('.tok').count()) == scripts  # The page itself did run
 
 
-def test_hostile_records_stay_text_when_each_is_shown(tok, asked, tmp_path):
-    port, paths = asked
-    each = """
-      for (const a of all('#list a')) {
-        a.click();
-        all('details').forEach(d => d.open = true);
-        all('.tok, .message > div').forEach(n => n.click());
-      }
-      seen.push(String(window.owned), document.documentElement.hasAttribute('data-owned'), document.title === 'owned');
-      seen.push(all('#record img, #record script, #record iframe, #record svg').length)"""
-    found = dom(tmp_path, drive(hostile_page(tok, port), each))
-    assert re.search('data-seen="(.*?)"', found)[1] == 'undefined|false|false|0' and not paths
+def test_hostile_records_stay_text_when_each_is_shown(tok, shown):
+    page = shown(POLICY.sub('', hostile_page(tok)))
+    for k in range(len(ATTACKS)):
+        page.keyboard.press('j') if k else None
+        for key in ('c', 'n', 'ArrowRight', 'ArrowDown', 'd', 'd'): page.keyboard.press(key)
+        page.evaluate("() => { document.querySelectorAll('.label').forEach(n => n.click()); document.querySelectorAll('.tok').forEach(n => n.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))); }")
+    assert_calm(page)
+    assert '{{ 7*7 }}' in page.locator('#list').inner_text() and '&lt;script&gt;' in page.locator('.pane[data-pane=unified]').inner_text()
 
 
-def test_policy_stops_what_escaping_let_through(tok, asked, tmp_path):
-    port, paths = asked
+def test_policy_stops_what_escaping_let_through(tok, shown):
     t = trajectory()
     html = view(encode(t, tok), tok, [t], title='calm').html
-    found = dom(tmp_path, html.replace('<main>', f'<main>{"".join(attacks(port)[:5])}'))
-    assert '<title>calm</title>' in found and not owned(found)
-    assert not paths
+    page = shown(html.replace('<main>', f'<main>{"".join(ATTACKS[:5])}'))
+    assert (page.title(), page.dialogs, page.asked) == ('calm', [], [])
 
 
-def test_pictures_hold_no_elements_of_records(asked, tmp_path):
-    port, paths = asked
-    bad = attacks(port)
-    parts = [bars(dict.fromkeys(bad, 1), bad[0], bad[1]), curve([(0, 1), (1, 2)], *bad[:3]), table([{a: a for a in bad}], bad[0])]
-    found = dom(tmp_path, '<!doctype html><meta charset="utf-8"><title>calm</title><body>' + ''.join(parts))
-    assert '<title>calm</title>' in found and not owned(found)
-    assert '<script' not in found and '<img' not in found and not paths
+def test_pictures_hold_no_elements_of_records(shown):
+    parts = [bars(dict.fromkeys(ATTACKS, 1), ATTACKS[0], ATTACKS[1]), curve([(0, 1), (1, 2)], *ATTACKS[:3]), table([{a: a for a in ATTACKS}], ATTACKS[0])]
+    page = shown('<!doctype html><meta charset="utf-8"><title>calm</title><body>' + ''.join(parts))
+    assert (page.title(), page.dialogs, page.asked) == ('calm', [], [])
+    assert page.locator('script, img').count() == 0
 
 
-def test_mouse_and_keyboard(tok, tmp_path):
+def test_mouse_and_keyboard(tok, shown):
     runs = [trajectory(f'run-{k}') for k in range(3)]
-    html = view([e for t in runs for e in encode(t, tok)], tok, runs).html
-    script = """
-      const stop = $('.trained.stop .tok'), title = () => $('#head h2').textContent;
-      stop.click();
-      seen.push($('#token').textContent.includes('stop · trained'), $('.message.lit').dataset.message, stop.classList.contains('at'));
-      $('#before [data-message="2"] > div').click();
-      seen.push(all('.lit').map(n => n.dataset.message).join());
-      press('Escape');
-      seen.push(all('.lit, .at').length);
-      press('n');
-      seen.push($('.at').closest('.run').className.includes('trained'));
-      const first = +$('.at').dataset.token;
-      press('ArrowRight');
-      seen.push(+$('.at').dataset.token - first);
-      press('j'); seen.push($('a[aria-current] b').textContent);
-      press('j'); press('j'); seen.push(title());
-      press('k'); seen.push(title());
-      $('#search').value = 'RUN-2';
-      $('#search').dispatchEvent(new Event('input'));
-      seen.push($('#count').textContent, title());
-      press('k'); seen.push(title());
-      seen.push(all('.tok').map(t => t.textContent).join('').includes('<|im_start|>'))"""
-    found = dom(tmp_path, drive(html, script))
-    assert re.search('data-seen="(.*?)"', found)[1].split('|') == [
-        'true', '1', 'true', '2,2', '0', 'true', '1', 'run-1', 'run-2', 'run-1', '1 of 3', 'run-2', 'run-2', 'true']
+    page = shown(page_of([sheet(t, tok, raw={"log": [m.to_dict() for m in t.conversation]}, after=t) for t in runs], tok).html)
+    lit = lambda: sorted({(n.evaluate("n => n.closest('.pane').dataset.pane"), n.get_attribute('data-message')) for n in page.locator('.lit').all()})
+    panes, press, title = ('after', 'raw', 'rendered', 'tokens', 'unified'), page.keyboard.press, lambda: page.locator('.head h2').inner_text()
+    page.locator('.trained.stop .tok').first.click()
+    assert 'stop · trained' in page.locator('.status').inner_text() and lit() == [(p, '1') for p in panes]
+    page.locator('.pane[data-pane=unified] [data-message="2"] .label').click()
+    assert lit() == [(p, '2') for p in panes]
+    press('Escape')
+    assert lit() == [] and page.locator('.at').count() == 0
+    press('n')
+    first = page.locator('.tok.at')
+    assert 'trained' in first.evaluate("n => n.closest('.run').className")
+    k = int(first.get_attribute('data-token'))
+    press('ArrowRight')
+    assert int(page.locator('.tok.at').get_attribute('data-token')) == k + 1
+    press('ArrowDown')
+    assert lit() == [(p, '2') for p in panes]
+    press('2')
+    assert not page.locator('.pane[data-pane=unified]').is_visible()
+    press('2'); press('d')
+    assert page.locator('.diff').is_visible() and 'no difference' in page.locator('.diff').inner_text()
+    page.get_by_label('from').select_option('raw')
+    assert page.locator('.diff .gone').count() and page.locator('.diff .new').count()
+    press('Escape'); press('j'); assert page.locator('a[aria-current] b').inner_text() == 'run-1'
+    press('j'); press('j'); assert title() == 'run-2'
+    press('k'); assert title() == 'run-1'
+    press('/'); page.keyboard.type('RUN-2')
+    assert (page.locator('#count').inner_text(), title()) == ('1 of 3', 'run-2')
+    press('Enter'); press('k'); assert title() == 'run-2' and not page.errors
 
 
-def test_every_token_is_there_once_and_readable_without_scripts(tok, tmp_path):
-    t = trajectory(texts=('Is it warm? ' * 600, 'I look.', '-4 °C 🌨', 'No.'))
+def test_long_records_stay_quick_and_lose_no_token(tok, shown):
+    t = trajectory('long', texts=('Is it warm? ' * 600, 'I look. ' * 4000, '-4 °C 🌨 ' * 1500, 'No.'))
     [e] = encode(t, tok)
-    html = view([e], tok, [t]).html
-    opened = """
-      all('#after details').forEach(d => d.open = true);
-      setTimeout(() => {
-        const numbers = all('#after .tok').map(t => +t.dataset.token);
-        seen.push(numbers.length, numbers.every((v, k) => v === k));
-        done();
-      }, 300)"""
-    assert re.search('data-seen="(.*?)"', dom(tmp_path, drive(html, opened)))[1] == f'{len(e)}|true'
-    plain = dom(tmp_path, without_scripts(html))
-    assert 'Without JavaScript' in plain and 'class="tok' not in plain
-    assert 'No.</span><span class="run trained stop">&lt;|im_end|&gt;</span>' in plain
+    assert len(e) > 20_000
+    page = shown(view([e], tok, [t]).html)
+    assert page.locator('*').count() < 3000
+    start = time.perf_counter()
+    for key in ['n', *['ArrowRight'] * 20, *['ArrowDown'] * 3, 'n']: page.keyboard.press(key)
+    assert (time.perf_counter() - start) / 25 < .25 and page.locator('*').count() < 6000
+    numbers = page.evaluate("""async () => {
+      const pane = document.querySelector('.pane[data-pane=tokens] .body'), seen = new Set();
+      for (let y = 0; ; y += pane.clientHeight / 2) {
+        pane.scrollTop = y;
+        await new Promise(r => requestAnimationFrame(() => setTimeout(r, 12)));
+        pane.querySelectorAll('.tok').forEach(n => seen.add(+n.dataset.token));
+        if (y > pane.scrollHeight) return seen.size;
+      }
+    }""")
+    assert numbers == len(e)
+    assert page.locator('*').count() < 6000
+
+
+def test_readable_without_scripts(tok, shown):
+    t = trajectory()
+    page = shown(without_scripts(view(encode(t, tok), tok, [t]).html))
+    assert 'Without JavaScript' in page.locator('#static').inner_text() and page.locator('.tok').count() == 0
+    assert page.locator('.run.trained.stop').last.inner_text() == '<|im_end|>'
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_colours_pass_wcag_aa(tok, shown, scheme):
+    t = trajectory()
+    rows = encode(t, tok, weights={'reasoning': .1, 'call.name': 2, 'markup': .5})
+    page = shown(page_of([sheet(t, tok, rows, Certificate(False, ['conversation[1]: odd']), raw={"a": "Is it warm?"}, after=t, removed='odd')], tok).html, color_scheme=scheme)
+    page.keyboard.press('c'); page.keyboard.press('n')
+    found = page.evaluate(CONTRAST)
+    page.keyboard.press('d')
+    page.get_by_label('from').select_option('raw')
+    found |= page.evaluate(CONTRAST)
+    assert len(found) > 15 and min(found.values()) >= 4.5, sorted(found.items(), key=lambda x: x[1])[:5]
