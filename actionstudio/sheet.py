@@ -21,7 +21,7 @@ from .certify import Certificate, certify
 from .critique import Critique
 from .encode import Encoded, encode
 from .rules import Finding, check
-from .schema import UNSET, InputError, Trajectory, json_path, with_system
+from .schema import InputError, Trajectory, json_path, with_system
 from .template import ChatTemplate, probe
 
 # %% ../nbs/20_sheet.ipynb #8f14e45f

@@ -26,7 +26,7 @@ from .certify import Certificate
 from .dataset import load_tokenizer, recipe, scan_encoded
 from .encode import Encoded
 from .schema import InputError, Trajectory
-from .sheet import FIELDS, Document, Sheet, certificate_check, format_check, sheet, visible
+from .sheet import FIELDS, Document, Sheet, certificate_check, format_check, visible
 from .store import atomic, fingerprint, load_json, read, source_file
 
 # %% ../nbs/20_view.ipynb #8f14e45f
