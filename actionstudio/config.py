@@ -26,6 +26,7 @@ class Run(Record, kw_only=True, frozen=True):
     model: str  # Folder with the weights and the tokenizer
     data: str  # Folder written by `actionstudio encode`; for dpo a file of trajectories with `chosen` and `rejected`
     out: str  # Folder for checkpoints, metrics and the trained model
+    heldout: str | None = None  # Like `data`, and never trained: its loss is measured at each checkpoint, and the best one is kept
     objective: Literal['sft', 'dpo'] = 'sft'  # Learn from answers, or from a better and a worse one
     beta: float = 0.1  # Of dpo: how dearly leaving the reference is paid for
     preference: Literal['sigmoid', 'ipo', 'hinge'] = 'sigmoid'  # Of dpo: its loss
@@ -51,7 +52,7 @@ class Run(Record, kw_only=True, frozen=True):
     seed: int = 0  # Order of rows, dropout, adapter weights
     log_every: int = 1  # Steps between two lines of metrics
     save_every: int = 50  # Steps between two checkpoints
-    keep: int = 2  # Checkpoints kept, the newest ones
+    keep: int = 2  # Checkpoints kept, the newest ones; with `heldout` the best one besides
 
     def refused(self):
         "Contradictions and impossible numbers, as (key, reason)."
@@ -81,6 +82,7 @@ def _refused(r: Run) -> Iterator[tuple[str, str]]:
     if r.lora_experts and r.regime == 'qlora': yield 'lora_experts', 'found true with `regime` qlora, expected it only with lora: in peft, adapters on NF4 experts get no gradient'
     if not 0 < len(r.lora_targets) == len(set(r.lora_targets)):
         yield 'lora_targets', f'found {shown(r.lora_targets)}, expected names, each once'
+    if r.heldout == r.data: yield 'heldout', 'found the folder of `data`, expected data that do not train'
     for key in ('model', 'data'):
         if Path(r.out) == Path(getattr(r, key)): yield 'out', f'found the folder of `{key}`, expected a folder of its own'
 

@@ -18,13 +18,15 @@ from transformers import AttentionInterface, PrinterCallback, Trainer
 from transformers.masking_utils import AttentionMaskInterface
 
 from .attention import _no_mask, causal_attention
-from .config import Run, to_yaml
+from .checkpoint import Checkpoints, begin, identity, last_checkpoint, same_run, world_size
+from .config import Run
 from .dataset import load_tokenizer, recipe
 from .encode import Refused
-from .model import load_for_training, model_folder, weights_hash
+from .model import load_for_training, model_folder
 from .pairs import Pair, encode_pair
-from .schema import InputError, Trajectory
-from .sft import Metrics, finish, last_checkpoint, plan_rows, step_tokens, training_arguments
+from .schema import InputError, Trajectory, evaluation_only
+from .sft import Metrics, check_tokens, finish, plan_rows, step_tokens, training_arguments
+from .pack import pack
 from .store import fingerprint, load_json, read, save_json
 
 # %% ../nbs/35_dpo.ipynb #52ae6fcd
@@ -102,18 +104,21 @@ def preference_loss(
 
 # %% ../nbs/35_dpo.ipynb #eb846778
 def certified_pairs(
-    run: Run,  # `data`: a file in Unified Format 2.0
+    run: Run,
+    data: str | Path,  # A file in Unified Format 2.0: `run.data`, or the held-out one
     tokenizer,
+    evaluation: bool = False,  # Whether pairs marked as evaluation data may be there
 ) -> tuple[list[Pair], list[dict]]:  # (pairs, records that were removed: id, reason, detail); raises `InputError` when no pair is left
     "Every pair of a file, or the reason why not."
     pairs, removed = [], []
-    for record in read(run.data):
+    for record in read(data):
         t = Trajectory.from_dict(record)
+        if evaluation_only(t) and not evaluation: raise InputError(f'{data}: {t.id}: found a pair that is marked evaluation only, expected data to train on')
         try: pair = encode_pair(t, tokenizer, max_length=run.row_tokens)
         except Refused as e: removed.append({'id': t.id, 'reason': e.code, 'detail': str(e)}); continue
         if len(pair) > run.row_tokens: removed.append({'id': t.id, 'reason': 'too_long', 'detail': f'found {len(pair)} tokens, expected at most {run.row_tokens}'})
         else: pairs.append(pair)
-    if not pairs: raise InputError(f'{run.data}: found no pair that can train ({len(removed)} were removed), expected at least one')
+    if not pairs: raise InputError(f'{data}: found no pair that can train ({len(removed)} were removed), expected at least one')
     return pairs, removed
 
 # %% ../nbs/35_dpo.ipynb #997446f4
@@ -136,11 +141,11 @@ def reference_of(
     return logp
 
 # %% ../nbs/35_dpo.ipynb #62cfeb17
-class PairTrainer(Trainer):
+class PairTrainer(Checkpoints, Trainer):
     "The trainer of transformers on rows of pairs. Each pair of a step weighs the same, wherever it stands."
-    def __init__(self, run: Run, **kwargs):
-        super().__init__(**kwargs)
-        self.run, self.seen, self.model_accepts_loss_kwargs = run, [], True
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, *args, **kwargs): return torch.utils.data.SequentialSampler(self.train_dataset)
 
@@ -148,28 +153,35 @@ class PairTrainer(Trainer):
         count = torch.tensor(sum(len(b['pair_sizes']) for b in batch_samples), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logp, reference = log_probabilities(model, inputs), inputs['reference']
-        tokens = torch.bincount(inputs['side'], minlength=logp.numel()).view(-1, 2)
+    def _losses(self, model, row) -> tuple[torch.Tensor, torch.Tensor]:  # Of each pair: (loss, margin)
+        logp, reference = log_probabilities(model, row), row['reference']
+        tokens = torch.bincount(row['side'], minlength=logp.numel()).view(-1, 2)
         margin = (logp - reference).detach() @ logp.new_tensor([1., -1.]) * self.run.beta
-        self.seen += margin.tolist()
-        return preference_loss(logp, reference, self.run.beta, self.run.preference, tokens).sum() / num_items_in_batch * self.accelerator.num_processes
+        return preference_loss(logp, reference, self.run.beta, self.run.preference, tokens), margin
+
+    def measure(self, model, row): return self._losses(model, row)[0].sum(), torch.tensor(len(row['pair_sizes']))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, margin = self._losses(model, inputs)
+        for k, v in (('pairs', len(margin)), ('right', (margin > 0).sum().item()), ('margin', margin.sum().item())): self.seen[k] = self.seen.get(k, 0) + v
+        return loss.sum() / num_items_in_batch * self.accelerator.num_processes
 
     def log(self, logs, *args, **kwargs):
-        if self.seen: logs |= {'accuracy': sum(m > 0 for m in self.seen) / len(self.seen), 'margin': sum(self.seen) / len(self.seen)}  # Of this process
-        self.seen = []
+        if 'loss' in logs and self.seen: logs |= {'accuracy': self.seen['right'] / self.seen['pairs'], 'margin': self.seen['margin'] / self.seen['pairs']}; self.seen = {}  # Of this process
         super().log(logs, *args, **kwargs)
 
 # %% ../nbs/35_dpo.ipynb #bcf9a1e4
-def _pair_trainer(run: Run, tokenizer, pairs, key: str, on_step) -> tuple[PairTrainer, Metrics]:
+def _pair_trainer(run: Run, tokenizer, pairs: list[Pair], key: str, on_step, certificate: dict | None = None, heldout: list[Pair] = []) -> tuple[PairTrainer, Metrics]:
     from datasets import Dataset
-    rows, world = plan_rows(pairs, run), int(os.environ.get('WORLD_SIZE', 1))
-    tokens = step_tokens(rows, pairs, run.global_batch(world))
+    rows, every = plan_rows(pairs, run), pairs + heldout
+    tokens = step_tokens(rows, pairs, run.global_batch(world_size()))
+    held = [[len(pairs) + i for i in row] for row in pack([len(p) for p in heldout], run.row_tokens)]
     model = load_for_training(run, TREE)
-    reference = reference_of(model, pairs, Path(run.out)/f"reference{os.environ.get('RANK', 0)}.json", key)
+    reference = reference_of(model, every, Path(run.out)/f"reference{os.environ.get('RANK', 0)}.json", key)
     metrics = Metrics(Path(run.out)/'metrics.jsonl', tokens, on_step)
-    def collate(batch): ks = [i for x in batch for i in x['row']]; return collate_pairs([pairs[i] for i in ks], [reference[i] for i in ks])
-    trainer = PairTrainer(run, model=model, args=training_arguments(run, len(tokens)), train_dataset=Dataset.from_dict({'row': rows}), data_collator=collate, processing_class=tokenizer, callbacks=[metrics])
+    def collate(batch): ks = [i for x in batch for i in x['row']]; return collate_pairs([every[i] for i in ks], [reference[i] for i in ks])
+    trainer = PairTrainer(run, model=model, args=training_arguments(run, len(tokens)), train_dataset=Dataset.from_dict({'row': rows}), eval_dataset=Dataset.from_dict({'row': held}) if held else None,
+                          data_collator=collate, processing_class=tokenizer, callbacks=[metrics], certificate=certificate)
     trainer.remove_callback(PrinterCallback)
     return trainer, metrics
 
@@ -180,17 +192,16 @@ def train_dpo(
     "Train on pairs; the same call goes on after a kill, and does nothing after the end. Raises `InputError`."
     out, data = Path(run.out), Path(run.data)
     if not data.is_file(): raise InputError(f'{data}: found no file, expected trajectories with `chosen` and `rejected`')
-    made_by = {'run': to_yaml(run), 'data': fingerprint(data), 'weights': weights_hash(model_folder(run.model))}
-    if (out/'made_by.json').is_file() and load_json(out/'made_by.json') != made_by: raise InputError(f'{out}: exists and was made by another run; choose another `out`')
-    if (out/'report.json').is_file(): return load_json(out/'report.json')
+    if (done := same_run(run, made := identity(run, data))) is not None: return done
     tokenizer = load_tokenizer(model_folder(run.model))
-    pairs, removed = certified_pairs(run, tokenizer)
-    if int(os.environ.get('RANK', 0)) == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        save_json(out/'made_by.json', made_by); (out/'run.yaml').write_text(to_yaml(run), encoding='utf-8')
-        (out/'removed.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in removed), encoding='utf-8')
-    certificate = {k: recipe(tokenizer)[k] for k in ('tokenizer', 'chat_template')} | {'pairs': len(pairs), 'hash': made_by['data']}
-    trainer, metrics = _pair_trainer(run, tokenizer, pairs, ' '.join([made_by['data'], made_by['weights'], certificate['chat_template'], str(run.row_tokens)]), on_step)
+    check_tokens(tokenizer, run.model)
+    pairs, removed = certified_pairs(run, data, tokenizer)
+    heldout = certified_pairs(run, run.heldout, tokenizer, evaluation=True)[0] if run.heldout else []
+    begin(run, made)
+    if int(os.environ.get('RANK', 0)) == 0: (out/'removed.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in removed), encoding='utf-8')
+    certificate = {k: recipe(tokenizer)[k] for k in ('tokenizer', 'chat_template')} | {'pairs': len(pairs), 'hash': made['data']}
+    key = ' '.join([made['data'], made['weights'], certificate['chat_template'], str(run.row_tokens), fingerprint(run.heldout) if run.heldout else ''])
+    trainer, metrics = _pair_trainer(run, tokenizer, pairs, key, on_step, certificate, heldout)
     trainer.train(resume_from_checkpoint=(at := last_checkpoint(out/'checkpoints')) and str(at))
     reasons = {r: sum(x['reason'] == r for x in removed) for r in sorted({x['reason'] for x in removed})}
     last = {k: metrics.lines[-1][k] for k in ('accuracy', 'margin')}

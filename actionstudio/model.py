@@ -80,7 +80,7 @@ def load_for_training(
     options = {'quantization_config': _nf4(dtype)} if run.regime == 'qlora' else {}
     model = AutoModelForCausalLM.from_pretrained(model_folder(run.model), dtype=dtype, attn_implementation=attention, local_files_only=True, **options)
     if cap := getattr(model.config, 'attn_logit_softcapping', None): raise InputError(f'{run.model}: attn_logit_softcapping: found {cap}, expected none, since no kernel here caps logits')
-    if run.regime == 'qlora': quantise_experts(model)
+    if run.regime == 'qlora': quantise_experts(model); _keep_packing(model)
     if run.checkpointed: checkpoint_layers(model, run.checkpointed)
     return model if run.regime == 'full' else _with_lora(model, run)
 
@@ -88,6 +88,11 @@ def _nf4(dtype):
     from transformers import BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
                               bnb_4bit_quant_storage=dtype)
+
+def _keep_packing(model) -> None:
+    from bitsandbytes.nn import Linear4bit
+    for m in model.modules():
+        if isinstance(m, Linear4bit): m.support_avx512bf16_for_cpu = False  # On a CPU, a look at held-out data would pack weights anew and round their scales
 
 def _with_lora(model, run: Run):
     import torch
