@@ -13,21 +13,18 @@ from pathlib import Path
 
 import msgspec
 
+from .append import append_only
 from .schema import InputError, Trajectory
 from .store import Rejected, load_json
 
 # %% ../nbs/04_decisions.ipynb #bae3328a
 DECISIONS = ('keep', 'remove', 'edit', 'second_look')
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS decisions (n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL,
+_COLUMNS = """n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL,
   decision TEXT NOT NULL CHECK (decision IN ('', 'keep', 'remove', 'edit', 'second_look')), note TEXT NOT NULL, reviewer TEXT NOT NULL,
-  at TEXT NOT NULL, record TEXT, undoes INTEGER UNIQUE);
-CREATE INDEX IF NOT EXISTS decisions_id ON decisions (id, n);
-CREATE VIEW IF NOT EXISTS standing AS SELECT * FROM decisions WHERE n IN (SELECT max(n) FROM decisions GROUP BY id);
-CREATE TRIGGER IF NOT EXISTS never_changed BEFORE UPDATE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-CREATE TRIGGER IF NOT EXISTS never_deleted BEFORE DELETE ON decisions BEGIN SELECT RAISE(ABORT, 'decisions are only added'); END;
-"""
+  at TEXT NOT NULL, record TEXT, undoes INTEGER UNIQUE"""
+_MORE = """CREATE INDEX IF NOT EXISTS decisions_id ON decisions (id, n);
+CREATE VIEW IF NOT EXISTS standing AS SELECT * FROM decisions WHERE n IN (SELECT max(n) FROM decisions GROUP BY id);"""
 
 class Decision(msgspec.Struct, frozen=True):
     "One row of the table."
@@ -44,11 +41,7 @@ class Decision(msgspec.Struct, frozen=True):
 class Decisions:
     "The decisions in one file; the file is made when there is none."
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        try:
-            self.db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
-            self.db.executescript(_TABLE)
-        except sqlite3.Error as e: raise InputError(f'{path}: found {e}, expected a file of decisions, or a folder to make one in') from e
+        self.path, self.db = Path(path), append_only(path, 'decisions', _COLUMNS, _MORE)
 
     def rows(self, where: str = '', *values) -> list[Decision]: return [Decision(*r) for r in self.db.execute(f'SELECT * FROM {where}', values)]
 
