@@ -152,7 +152,7 @@ def read_exemplars(folder: str | Path | None = None) -> list[Exemplar]:  # None:
     return list(found.values())
 
 # %% ../nbs/06_case.ipynb #c4b5d773
-_JUDGED = re.compile(r'\b(judge|grader|evaluator|rater|assessor)s?\b|\brubric\b|\b(score|rate|grade|give|award|assign|mark)\b.{0,40}\b(5|five|full marks|perfect|maximum|top)|"(scores?|correctness|hallucination|tool_use|overall)"|\b5\s*(/|out of)\s*5', re.I | re.S)
+_JUDGED = re.compile(r'\b(judge|grader|evaluator|rater|assessor)s?\b|\brubric\b|\b(score|rate|grade|give|award|assign|mark)\b.{0,40}(?<![\d.,])\b(5(?![.,]?\d|\s*%)|five|full marks|perfect|maximum|top)|"(scores?|correctness|hallucination|tool_use|overall)"|\b5\s*(/|out of)\s*5', re.I | re.S)
 
 def speaks_to_judge(text: str) -> bool:  # A few patterns: they choose an example and void a quote, and hold nobody off
     "Whether a text looks as if it were meant for a judge."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'export', 'check', 'mix', 'critique', 'audit',
-           'critic_data', 'encode', 'view', 'plan', 'train', 'merge', 'evaluate', 'launch', 'fetch', 'demo',
+           'critic_data', 'compare', 'encode', 'view', 'plan', 'train', 'merge', 'evaluate', 'launch', 'fetch', 'demo',
            'GateFailed', 'run_command', 'main']
 
 # %% ../nbs/50_cli.ipynb #c230b430
@@ -139,6 +139,7 @@ def critique(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')]
              policy: Annotated[Optional[Path], typer.Option(help='Where the line is drawn (YAML).')] = None,
              rubric: Annotated[Optional[Path], typer.Option(help='Anchors of your own (YAML).')] = None,
              exemplars: Annotated[Optional[Path], typer.Option(help='A folder with examples of your own (YAML), beside those that come along.')] = None,
+             no_exemplars: Annotated[bool, typer.Option('--no-exemplars', help='Show the judge no example: shorter prompts, and what a small critic is asked.')] = False,
              mode: Annotated[str, typer.Option(help='rubric (four items and every step) or score (one number from 0 to 5).')] = 'rubric',
              options: Annotated[Optional[str], typer.Option(help='Sent with each question, as JSON; {"temperature": 0, "max_tokens": 2048} without it.')] = None,
              price: Annotated[Optional[str], typer.Option(help='Of a million tokens, in and out: 2.5,10.')] = None,
@@ -151,13 +152,14 @@ def critique(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')]
     "Let judges score every step of every run, with evidence, and keep what should be learned; the same command goes on after a kill.\n\nExample: actionstudio critique out/checked/kept.jsonl --model qwen --base-url http://localhost:8000/v1 --out out/critiqued --dry-run"
     from actionstudio.ask import Endpoint, Unfinished
     endpoint = Endpoint(base_url=base_url, key_env=key_env, concurrency=concurrency, per_minute=per_minute, timeout=timeout, retries=retries)
-    asking = dict(rubric=rubric, exemplars=exemplars, mode=mode, options=_json('--options', options), price=_price(price), budget=budget)
+    asking = dict(rubric=rubric, exemplars=exemplars, no_exemplars=no_exemplars, mode=mode, options=_json('--options', options), price=_price(price), budget=budget)
     try: report = _call('keep:critique_file', source, out, model, endpoint, answers, policy, force, progress, dry_run, **asking)
     except Unfinished as e:
         if 'budget' not in e.why: raise
         _fail(str(e))
     if dry_run: return show({f: getattr(report, f) for f in report.__struct_fields__}, 'critique, if it were run')
-    show(report | {'steps': {f'{s}, {k}': n for s, c in report['steps'].items() for k, n in c.items()}, 'lines': {}}, f'critique → {out}')
+    show(report | {'steps': {f'{s}, {k}': n for s, c in report['steps'].items() for k, n in c.items()}, 'lines': {}, 'agreement': {}}, f'critique → {out}')
+    for who, found in report['agreement'].items(): _agreements(who, found)
 
 def _json(name: str, text: str | None):
     import json
@@ -177,15 +179,26 @@ def audit(critiqued: Annotated[Path, typer.Argument(help='A folder that `actions
     "Draw runs for a person to judge, blind; with --labels, say how far the judges agree with that person.\n\nExample: actionstudio audit out/critiqued --out out/audit --labels labels.jsonl"
     report = _call('audit:audit_file', critiqued, out, n, seed, force)
     if not labels: return show({k: v for k, v in report.items() if k != 'lines'} | {'groups': {g: f"{c['drawn']} of {c['runs']}" for g, c in report['groups'].items()}}, f'audit → {out}')
-    near = lambda x, ends: 'all in one category' if x is None else f'{x:.2f} ({ends[0]:.2f} to {ends[1]:.2f})'
-    for a in _call('audit:audit_report', out, labels): show({'runs': a.n, 'agreed': near(a.agreed, a.agreed_95), "Cohen's κ": near(a.kappa, a.kappa_95)}, f'{a.item}, {a.scale}')
+    _agreements('judge & person', _call('audit:audit_report', out, labels))
+
+def _agreements(who: str, found: list):  # `Agreement`s, also as a report holds them
+    table = Table('item', 'scale', 'runs', 'agreed (95 %)', "Cohen's κ (95 %)", title=who, title_justify='left')
+    near = lambda x, ends: 'one category' if x is None else f'{x:.2f} ({ends[0]:.2f} to {ends[1]:.2f})'
+    for a in found:
+        get = a.get if isinstance(a, dict) else lambda k: getattr(a, k)
+        table.add_row(get('item'), get('scale'), f"{get('n'):,}", near(get('agreed'), get('agreed_95')), near(get('kappa'), get('kappa_95')))
+    _out.print(table)
 
 @app.command()
 def critic_data(critiqued: Annotated[Path, typer.Argument(help='A folder that `actionstudio critique` made.')], out: Out,
-                rubric: Annotated[Optional[Path], typer.Option(help='As the judges had it.')] = None,
-                exemplars: Annotated[Optional[Path], typer.Option(help='As the judges had them.')] = None, force: Force = False):
+                rubric: Annotated[Optional[Path], typer.Option(help='As the judges had it.')] = None, force: Force = False):
     "Write judgements that withstood the checks as Unified 2.0, to train a critic.\n\nExample: actionstudio critic-data out/critiqued --out out/critic"
-    show(_call('critic_data:critic_data_file', critiqued, out, rubric, exemplars, force), f'critic-data → {out}')
+    show(_call('critic_data:critic_data_file', critiqued, out, rubric, force), f'critic-data → {out}')
+
+@app.command()
+def compare(first: Annotated[Path, typer.Argument(help='A folder that `actionstudio critique` made.')], second: Annotated[Path, typer.Argument(help='Another one, over the same runs.')]):
+    "Say how far two judgements of the same runs agree: two judges, two modes, before and after.\n\nExample: actionstudio compare out/dear out/cheap"
+    _agreements(f'{first} & {second}', _call('compare:compare', first, second))
 
 # %% ../nbs/50_cli.ipynb #19d110cf
 @app.command()

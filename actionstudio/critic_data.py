@@ -13,7 +13,7 @@ from typing import Iterator
 import msgspec
 
 from .ask import hash_of
-from .case import Rating, Rubric, Scores, Step, Verdict, question, read_exemplars, read_rubric
+from .case import Rating, Rubric, Scores, Step, Verdict, question, read_rubric
 from .critique import Critique, weigh
 from .keep import Policy, ruling
 from .rules import check
@@ -56,10 +56,11 @@ def _pairs(folder: Path, judges: int) -> Iterator[tuple[Trajectory, list[Critiqu
         elif next_removed and next_removed[0] == cs[0].id: yield next_removed[1], list(cs); next_removed = next(removed, None)
         else: raise InputError(f'{folder}: found critiques of {cs[0].id!r} and no such run next, expected the files of one `actionstudio critique`')
 
-def _asked_with(report: dict, rubric, exemplars) -> Rubric | None:  # Raises `InputError`
-    if report['made_by']['material'][0] == hash_of([None, []]): return None
+def _asked_with(report: dict, rubric) -> Rubric | None:  # Raises `InputError`
+    had = report['made_by']['material']['rubric']
+    if had == hash_of(None): return None
     given = read_rubric(rubric)
-    if report['made_by']['material'][0] != hash_of([given, read_exemplars(exemplars)]): raise InputError('rubric, exemplars: found others than the judges had, expected those of `actionstudio critique`')
+    if had != hash_of(given): raise InputError('rubric: found another than the judges had, expected that of `actionstudio critique`')
     return given
 
 def _teach(out: Path, folder: Path, report: dict, rubric: Rubric | None) -> dict:
@@ -79,12 +80,11 @@ def critic_data_file(
     critiqued: str | Path,               # A folder that `critique_file` made
     out: str | Path,                     # Gets `data.jsonl`, `removed.jsonl`, `report.json`
     rubric: str | Path | None = None,    # As `critique_file` had it
-    exemplars: str | Path | None = None, # As `critique_file` had them; they are not taught
     force: bool = False,
 ) -> dict:                               # The report; a record is one judge's critique of one run
     "Judgements as Unified 2.0 training data."
     report = load_json(Path(critiqued)/'report.json')
     if not isinstance(report, dict) or report.get('made_by', {}).get('command') != 'critique': raise InputError(f'{critiqued}: found no critiques, expected a folder that `actionstudio critique` made')
-    asked = _asked_with(report, rubric, exemplars)
-    made = {'command': 'critic_data', 'source': fingerprint(critiqued), 'material': report['made_by']['material'][0]}
+    asked = _asked_with(report, rubric)
+    made = {'command': 'critic_data', 'source': fingerprint(critiqued), 'rubric': report['made_by']['material']['rubric']}
     return stage(out, made, lambda folder: _teach(folder, Path(critiqued), report, asked), force)

@@ -141,12 +141,21 @@ def test_the_command(actionstudio, tmp_path):
         assert (code, len(s.requests), (tmp_path/'out').exists()) == (0, 0, False) and 'at_most' in out, err
         code, out, err = actionstudio(*args, '--budget', '0.0001', OPENAI_API_KEY='sk-very-secret')
         assert (code, len(s.requests)) == (1, 0) and 'budget' in err and err.count('\n') == 1
+        said = [out, err]
         code, out, err = actionstudio(*args, OPENAI_API_KEY='sk-very-secret')
         assert code == 0 and len(s.requests) == 6 and s.headers[0]['authorization'] == 'Bearer sk-very-secret', err
         assert actionstudio(*args)[0] == 0 and len(s.requests) == 6
-    assert len(list(read(tmp_path/'out/kept.jsonl'))) == 6
+        short = [a if a != tmp_path/'out' else tmp_path/'short' for a in args] + ['--no-exemplars', '--debug']
+        assert actionstudio(*short, OPENAI_API_KEY='sk-very-secret')[0] == 0 and len(s.requests) == 12
+        assert [len(r['messages']) for r in s.requests] == [len(s.requests[0]['messages'])] * 6 + [2] * 6
+    with Server(lambda n, body: (401, {}, b'{"error": {"message": "wrong key sk-very-secret"}}')) as s:
+        for more in ([], ['--debug']):
+            code, *more = actionstudio('critique', tmp_path/'runs.jsonl', '--out', tmp_path/'locked', '--model', 'm', '--base-url', s.url, '--answers', tmp_path/'locked.sqlite', *more, OPENAI_API_KEY='sk-very-secret')
+            assert code; said += more
+    assert len(list(read(tmp_path/'out/kept.jsonl'))) == 6 and (tmp_path/'out/steps.png').stat().st_size > 1000
     assert not [f for f in tmp_path.rglob('*') if f.is_file() and b'sk-very-secret' in f.read_bytes()]
-    for args, words in ((['--price', '2,8,1'], 'price'), (['--budget', '1'], 'no price'), (['--mode', 'both'], 'mode'), (['--rubric', tmp_path/'no.yaml'], 'no.yaml')):
+    assert 'sk-very-secret' not in ''.join([*said, out, err])
+    for args, words in ((['--price', '2,8,1'], 'price'), (['--budget', '1'], 'no price'), (['--mode', 'both'], 'mode'), (['--no-exemplars', '--exemplars', tmp_path], 'no_exemplars'), (['--rubric', tmp_path/'no.yaml'], 'no.yaml')):
         code, _, err = actionstudio('critique', tmp_path/'runs.jsonl', '-o', tmp_path/'x', '--model', 'm', '--base-url', 'http://127.0.0.1:9/v1', *args)
         assert code == 2 and words in err and err.count('\n') == 1, err
     code, _, err = actionstudio('critique', tmp_path/'runs.jsonl', '-o', tmp_path/'x', '--model', 'm', '--answers', tmp_path/'new.sqlite', OPENAI_API_KEY='', OPENAI_BASE_URL='')
@@ -164,13 +173,42 @@ def test_audit_and_critic_data(actionstudio, tmp_path):
     drawn = [r['id'] for r in read(tmp_path/'audit/form.jsonl')]
     write(tmp_path/'labels.jsonl', [{'id': i, 'correctness': 5, 'overall': 'fail' if k else 'pass'} for k, i in enumerate(drawn)])
     code, out, err = actionstudio(*audit, '--labels', tmp_path/'labels.jsonl')
-    assert code == 0 and 'all in one category' in out and 'overall, pass or fail' in out and '0.25' in out, out + err
+    assert code == 0 and 'one category' in out and 'overall' in out and '0.25' in out, out + err
     write(tmp_path/'odd.jsonl', [{'id': drawn[0], 'overall': 7}])
     for labels, words in (('odd.jsonl', 'odd.jsonl:1'), ('no.jsonl', 'no.jsonl')):
         code, _, err = actionstudio(*audit, '--labels', tmp_path/labels)
         assert code == 2 and words in err and err.count('\n') == 1, err
     code, out, err = actionstudio('critic-data', tmp_path/'out', '-o', tmp_path/'critic')
     assert code == 0 and len(list(read(tmp_path/'critic/data.jsonl'))) == 6, err
+    code, out, err = actionstudio('compare', tmp_path/'out', tmp_path/'out')
+    assert code == 0 and 'keep or remove' in out and '1.00' in out, out + err
+    code, out, err = actionstudio('compare', tmp_path/'out', tmp_path/'audit')
+    assert code == 2 and 'found no critiques' in err and err.count('\n') == 1, err
+
+
+def test_a_bad_step_is_judged_kept_as_context_and_never_trained(actionstudio, tmp_path, model):
+    "From the judge's scores to the loss mask, by the commands that a user types; two judges, who agree."
+    call = {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "type": "function", "function": {"name": "look_up", "arguments": {"what": "the moon"}}}]}
+    runs = [RUN | {"unique_trajectory_id": str(k), "task_instruction": f"Day {k}", "tools": [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}}}],
+                   "conversation": [RUN["conversation"][0], call, {"role": "tool", "name": "look_up", "tool_call_id": "c", "content": "384,400 km"}, {"role": "assistant", "content": "It is 12 km away."}]} for k in range(4)]
+    write(tmp_path/'runs.jsonl', runs)
+    (tmp_path/'policy.yaml').write_text('train: steps\n')
+    claims = [{"item": i, "message": 1 if i == 'tool_use' else 3, "fault": i != 'tool_use', "quote": "look_up" if i == 'tool_use' else "It is 12 km away.", "says": ""} for i in ITEMS]
+    verdict = {"claims": claims, "orders": [], "steps": [{"message": 1, "score": 5}, {"message": 3, "score": 1}], "scores": {i: 5 if i == 'tool_use' else 2 for i in ITEMS}, "summary": ""}
+    with Server(lambda n, body: (200, {}, completion(json.dumps(verdict)))) as s:
+        code, out, err = actionstudio('critique', tmp_path/'runs.jsonl', '--out', tmp_path/'out', '--model', 'a', '--model', 'b', '--base-url', s.url, '--policy', tmp_path/'policy.yaml')
+    assert code == 0 and 'a & b' in out, err
+    report = json.loads((tmp_path/'out/report.json').read_text())
+    assert (report['records_in'], report['records_out'], report['runs_in_part'], report['removed']) == (4, 4, 4, {}) and len(s.requests) == 8
+    from actionstudio.assets import smollm2_tokenizer
+    from actionstudio.dataset import load_encoded
+    tok = smollm2_tokenizer()
+    for train in ('assistant', 'passed', 'final'):
+        code, _, err = actionstudio('encode', tmp_path/'out/kept.jsonl', '--tokenizer', model, '--train', train, '--allow-refused', '-o', tmp_path/train)
+        assert code == 0, err
+        rows = load_encoded(tmp_path/train/'encoded.parquet')
+        text = ''.join(tok.decode([i for i, m in zip(r.input_ids, r.loss_mask) if m]) for r in rows)
+        assert len(rows) == (0 if train == 'final' else 4) and 'It is 12' not in text and text.count('look_up') == len(rows)
 
 
 def test_killed_five_times_nothing_is_lost_or_paid_twice(tmp_path):
