@@ -181,16 +181,21 @@ TRAIN = {  # Which assistant turns train
     'last': lambda t, i, m: i == max(k for k, x in enumerate(t.conversation) if x.role == 'assistant'),
     'final': lambda t, i, m: not m.calls,
     'calls': lambda t, i, m: bool(m.calls),
-    'passed': lambda t, i, m: i in ((t.meta or {}).get('labels') or {}).get('passed_turns', ())}  # As a critic found
+    'passed': lambda t, i, m: i in _marked(t, 'passed_turns')}  # As a critic found
+
+def _marked(t: Trajectory, label: str) -> list:
+    labels = (t.meta or {}).get('labels')
+    return found if isinstance(labels, dict) and isinstance(found := labels.get(label), list) else []
 
 def chosen(
     t: Trajectory,
     train: str | Callable[[int, Message], bool] = 'assistant',  # A key of `TRAIN`, or a function of index and message
 ) -> list[int]:  # Indices of assistant messages
-    "The turns that train."
+    "The turns that train; those in `labels.failed_turns` never do."
     if not callable(train) and train not in TRAIN: raise InputError(f'train: found {train!r}, expected {", ".join(TRAIN)} or a function')
     pick = (lambda t, i, m: train(i, m)) if callable(train) else TRAIN[train]
-    return [i for i, m in enumerate(t.conversation) if m.role == 'assistant' and pick(t, i, m)]
+    failed = _marked(t, 'failed_turns')
+    return [i for i, m in enumerate(t.conversation) if m.role == 'assistant' and i not in failed and pick(t, i, m)]
 
 # %% ../nbs/11_encode.ipynb #e95ba029
 class _Plan(msgspec.Struct):

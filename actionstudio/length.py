@@ -96,8 +96,8 @@ def _without(t: Trajectory, removed: list[int], elided: list[int], policy: str) 
     kept = [i for i in range(len(t.conversation)) if i not in set(removed)]
     short = lambda m: msgspec.structs.replace(m, content=marker(as_text(m.content)))
     meta = (t.meta or {}) | {'length': {'policy': policy, 'removed_messages': removed, 'elided': elided}}
-    if isinstance(labels := meta.get('labels'), dict) and 'passed_turns' in labels:
-        meta['labels'] = labels | {'passed_turns': [kept.index(i) for i in labels['passed_turns'] if i in kept]}
+    if isinstance(labels := meta.get('labels'), dict):
+        meta['labels'] = labels | {k: [kept.index(i) for i in labels[k] if i in kept] for k in ('passed_turns', 'failed_turns') if isinstance(labels.get(k), list)}
     return msgspec.structs.replace(t, conversation=[short(t.conversation[i]) if i in elided else t.conversation[i] for i in kept], meta=meta)
 
 def _blind(t: Trajectory, removed: list[int], elided: list[int]) -> set[int]:  # Assistant messages that stay, while what they answer is gone
