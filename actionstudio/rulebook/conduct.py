@@ -7,27 +7,29 @@ __all__ = []
 
 # %% ../../nbs/05d_rules_conduct.ipynb #be1607cd
 import re
+from collections import Counter
 
 import msgspec
 
-from ..rules import Run, in_call, rule, said
+from ..rules import Run, in_call, lookout, rule, said, where
 from ..schema import shown
 
 # %% ../../nbs/05d_rules_conduct.ipynb #dcdac5b0
 def _answers(run: Run) -> dict[tuple[int, int], tuple[int, str]]:  # (message, position) of a call → (message of its result, what it says)
     waiting, out = {}, {}
     for i, m in enumerate(run.messages):
-        if m.role == 'tool' and (place := waiting.pop(m.tool_call_id, None)): out[place] = i, said(m)
-        for k, c in enumerate(m.calls): waiting[c.id] = i, k
+        if m.role == 'tool' and (place := waiting.pop(m.tool_call_id, None)): out[place] = i, run.said[i]
+        for k, c in enumerate(m.tool_calls or ()): waiting[c.id] = i, k
     return out
 
 # %% ../../nbs/05d_rules_conduct.ipynb #f8efe129
 @rule('repeated-call', 'warning', 'A call is made again and brings nothing new')
 def _repeated(run):
-    if len(run.calls) < 2: return
+    names = Counter(c.function.name for _, _, c in run.calls)
+    keys = [(i, k, (c.name, msgspec.json.encode(c.arguments, order='deterministic'))) for i, k, c in run.calls if names[c.function.name] > 1]
+    if len({key for _, _, key in keys}) == len(keys): return
     seen, answers = {}, run.once(_answers)
-    for i, k, c in run.calls:
-        key = c.name, msgspec.json.encode(c.arguments, order='deterministic')
+    for i, k, key in keys:
         now = answers.get((i, k), (0, None))[1]
         if (old := seen.get(key)) and (old[0] == i or (now is not None and now == old[2])):
             yield in_call(i, k), f'found the call and the result of conversation[{old[0]}].tool_calls[{old[1]}] again, expected something new'
@@ -37,12 +39,13 @@ def _repeated(run):
 _ERROR = re.compile(r'^\W*(?:error\b|exception\b|traceback|failed\b|failure\b|\{"?\'?(?:error|exception)"?\'?\s*:\s*(?!null|none|""|false|\[\]|\{\}|0\b))', re.I)
 _OWNS = re.compile(r"error|fail|sorry|apolog|unable|n't|n’t|cannot|could not|unfortunately|issue|problem|invalid|not (?:found|available|able|possible|valid|have)|no longer|however|instead|\?|try|missing|no (?:such|results?|information)|transfer", re.I)
 
+_FAILED = lookout('error', 'exception', 'traceback', 'failed', 'failure')
+
 @rule('ignored-error', 'warning', 'A call failed, and the next words of the assistant pass over it')
 def _ignored(run):
     messages = run.messages
-    for i, m in run.results:
-        text = run.said[i]
-        if not _ERROR.match(text[:200]) or i + 1 >= len(messages): continue
+    for (_, i, *_), text in where(run, _FAILED):
+        if messages[i].role != 'tool' or i + 1 >= len(messages) or not _ERROR.match(text[:200]): continue
         after = messages[i + 1]
         if after.role == 'assistant' and not after.tool_calls and said(after).strip() and not _OWNS.search(said(after)):
             yield ['conversation', i + 1, 'content'], f'found {shown(said(after))} after the result {shown(text)}, expected a word about the failure or another try'
@@ -61,9 +64,12 @@ def _after_finish(run):
 _DEED = (r'book|cancel|send|sent|email|schedul|creat|updat|delet|remov|add|refund|order|place|purchas|reserv|transferr|chang|modif|submit|post|upload|sav|set|activat|regist|upgrad|process|exchang|return')
 _CLAIM = re.compile(rf"\bI(?:['’]ve| have| just)(?: now| just| already| successfully)* (?:{_DEED})(?:\w*ed|\w*t)?\b|\b(?:has|have) been (?:successfully )?(?:{_DEED})\w*\b|\bI (?:successfully )?(?:{_DEED})\w*ed\b|\bwas (?:successfully )(?:{_DEED})\w*\b", re.I)
 
+_CLAIMED = lookout("i've", 'i’ve', 'i have', 'i just', 'has been', 'have been', 'i successfully', 'was successfully', *(f'i {x}' for x in _DEED.split('|')))
+
 @rule('unsupported-claim', 'warning', 'The assistant claims a deed, and no call before it succeeded')
 def _claim(run):
     if not run.t.tools: return
-    worked = min((i for i, m in run.results if not _ERROR.match(run.said[i][:200])), default=len(run.messages))
-    for i, m in enumerate(run.messages[:worked]):
-        if m.role == 'assistant' and not m.tool_calls and (at := _CLAIM.search(said(m))): yield ['conversation', i, 'content'], f'found {shown(at[0])}, expected a call that did it'
+    worked = next((i for i, _ in run.results if not _ERROR.match(run.said[i][:200])), len(run.messages))
+    for path, text in where(run, _CLAIMED):
+        m = run.messages[path[1]]
+        if path[1] < worked and path[2] == 'content' and m.role == 'assistant' and not m.tool_calls and (at := _CLAIM.search(text)): yield path, f'found {shown(at[0])}, expected a call that did it'

@@ -14,7 +14,7 @@ from typing import Iterator
 import msgspec
 
 from ..duplicates import Duplicates
-from ..rules import Run, rule
+from ..rules import lookout, rule, where
 
 # %% ../../nbs/05f_rules_data.ipynb #545126f7
 _DETECTORS = {'aws.AWSKeyDetector': ('AKIA', 'ASIA', 'ABIA', 'ACCA', 'A3T'), 'github_token.GitHubTokenDetector': ('gh',), 'gitlab_token.GitLabTokenDetector': ('gl',), 'jwt.JwtTokenDetector': ('eyJ',),
@@ -22,6 +22,7 @@ _DETECTORS = {'aws.AWSKeyDetector': ('AKIA', 'ASIA', 'ABIA', 'ACCA', 'A3T'), 'gi
               'sendgrid.SendGridDetector': ('SG.',), 'slack.SlackDetector': ('xox', 'hooks.slack'), 'stripe.StripeDetector': ('k_live_',), 'azure_storage_key.AzureStorageKeyDetector': ('AccountKey',),
               'basic_auth.BasicAuthDetector': ('://',)}
 _RARE = sorted({x for marks in _DETECTORS.values() for x in marks if len(x) > 2} - {'://'}) + [f'gh{x}_' for x in 'pousr'] + [f'gl{x}-' for x in ('pat', 'dt', 'ft', 'soat', 'rt')]
+_MARKS, _LINK, _AT = lookout(*(x.lower() for x in _RARE)), lookout('://'), lookout('@')
 
 @functools.cache
 def _detectors() -> list:
@@ -34,25 +35,16 @@ def _detectors() -> list:
 
 def _masked(text: str) -> str: return f'{text[:4]}… ({len(text)} characters)'  # A report must not spread what it found
 
-def _spoken(run: Run) -> list[tuple[list, str]]:  # (place, text) of all that a run says
-    out = [(['conversation', i, 'content'], run.said[i]) for i, m in enumerate(run.messages) if m.content]
-    return out + [(['conversation', i, 'tool_calls', k, 'function', 'arguments'], msgspec.json.encode(c.arguments).decode()) for i, k, c in run.calls]
-
-def _all(run: Run) -> str: return '\n'.join(text for _, text in run.once(_spoken))  # No pattern spans a line break: what is not in here is in no part
-
 @rule('secret', 'error', 'A key, token or password')
 def _secret(run) -> Iterator[tuple]:
-    whole = run.once(_all)
-    marks = [x for x in _RARE if x in whole]
-    if not marks and not ('://' in whole and '@' in whole): return
-    for path, text in run.once(_spoken):
-        if ('://' in text and '@' in text) or any(x in text for x in marks):
+    for path, text in where(run, _MARKS | _LINK):
+        if ('://' in text and '@' in text) or any(x in text for x in _RARE):
             for d in _detectors():
                 for hit in {x for line in text.splitlines() for x in d.analyze_string(line)}: yield path, f'found {_masked(hit)}, {d.secret_type}, expected none'
 
 # %% ../../nbs/05f_rules_data.ipynb #d5f0442b
-_EMAIL, _CARD, _SSN = re.compile(r'\b[\w.+-]{1,64}@[\w-]+\.[a-zA-Z]{2,}\b'), re.compile(r'\b(?:\d[ -]?){12,18}\d\b'), re.compile(r'\b(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}\b')
-_IBAN = re.compile(r'\b[A-Z]{2}\d\d[A-Z0-9]{11,30}\b')
+_EMAIL, _CARD, _SSN = re.compile(r'\b[\w.+-]{1,64}@[\w-]+\.[a-zA-Z]{2,}\b'), re.compile(r'\b(?:[0-9][ -]?){12,18}[0-9]\b'), re.compile(r'\b(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}\b')
+_IBAN = re.compile(r'\b[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}\b')
 
 def _luhn(text: str) -> bool:
     digits = [int(c) for c in reversed(text) if c.isdigit()]
@@ -60,14 +52,12 @@ def _luhn(text: str) -> bool:
 
 def _iban(text: str) -> bool: return int(''.join(str(int(c, 36)) for c in text[4:] + text[:4])) % 97 == 1
 
-_DIGITS = bytes(48 if 48 <= b < 58 else b if b == 45 else 120 for b in range(256))  # A digit → 0, a dash stays, all else → x
-_CODES = bytes(48 if 48 <= b < 58 or 65 <= b < 91 else 120 for b in range(256))      # A capital or a digit → 0
+_FORMS = bytes(48 if 48 <= b < 58 else 65 if 65 <= b < 91 else b if b in b' -' else 120 for b in range(256))  # A digit → 0, a capital → A, space and dash stay, all else → x
+_LONG, _CODE = re.compile(rb'0[0 -]{11,}0'), re.compile(rb'AA00[A0]{11}')
 
-def _possible(text: str) -> bool:  # Whether a card, social security number or IBAN can stand in a text at all
-    if not text.isascii(): return True
-    raw = text.encode()
-    digits = raw.translate(_DIGITS)
-    return b'000-00-0000' in digits or b'0' * 15 in raw.translate(_CODES) or b'0' * 13 in raw.translate(_DIGITS, b' -')
+def _possible(raw: bytes) -> bool:  # Whether a card, social security number or IBAN can stand in a text at all
+    forms = raw.translate(_FORMS)
+    return b'000-00-0000' in forms or bool(_LONG.search(forms) or _CODE.search(forms))
 
 def _personal(text: str, numbers: bool) -> Iterator[tuple[str, str]]:  # (kind, what); e-mail addresses alone if not `numbers`
     if '@' in text: yield from (('e-mail address', x) for word in text.split() if '@' in word for x in _EMAIL.findall(word))
@@ -78,11 +68,10 @@ def _personal(text: str, numbers: bool) -> Iterator[tuple[str, str]]:  # (kind, 
 
 @rule('personal-data', 'note', 'An e-mail address, payment card, social security number or IBAN')
 def _personal_data(run) -> Iterator[tuple]:
-    may, mail = _possible(whole := run.once(_all)), '@' in whole
-    if not may and not mail: return
-    for path, text in run.once(_spoken):
+    numbers = {k for k, raw in enumerate(run.raw) if _possible(raw)} if _possible(b'\n'.join(run.raw)) else set()
+    for path, text in [part for k, part in enumerate(run.parts) if k in numbers or '@' in part[1]] if numbers else where(run, _AT):
         found = {}
-        for kind, x in _personal(text, may and _possible(text)) if may or '@' in text else (): found.setdefault(kind, set()).add(x)
+        for kind, x in _personal(text, bool(numbers)): found.setdefault(kind, set()).add(x)
         for kind, xs in found.items(): yield path, f'found {len(xs)} × {kind}, {_masked(min(xs))}, expected none'
 
 # %% ../../nbs/05f_rules_data.ipynb #1387cec0

@@ -9,16 +9,31 @@ __all__ = []
 import functools
 import math
 import re
-from typing import Iterator
+from typing import Callable, Iterator
 
 from .schema import toolbox
 from ..rules import Run, in_call, leaves, rule
 from ..schema import shown
 
 # %% ../../nbs/05e_rules_grounding.ipynb #05253d21
-def _heard(run: Run) -> tuple[str, list[int]]:  # (everything that a call may draw on, in lower case; how much of it precedes each message)
-    parts, ends = [run.t.task_instruction, '\n', toolbox(run).text, '\n'], []
-    size, kept = sum(map(len, parts)), []  # The assistant's proposals count once the user has spoken after them
+class _Fixed:  # The system text and the tools, in lower case; many runs share them, so what stands there is remembered
+    def __init__(self, text: str): self.text, self.end, self._known = text, len(text), {}
+
+    def once(self, what: Callable, *args) -> bool:  # `what(*args, text, end)`
+        if (key := (what, *args)) not in self._known:
+            if len(self._known) >= 5000: self._known.clear()
+            self._known[key] = what(*args, self.text, self.end)
+        return self._known[key]
+
+@functools.lru_cache(maxsize=512)
+def _fixed(instruction: str, tools: str) -> _Fixed: return _Fixed(f'{instruction.lower()}\n{tools}\n')
+
+class _Heard:  # What one call may draw on
+    def __init__(self, fixed: _Fixed, text: str, end: int): self.fixed, self.text, self.end = fixed, text, end
+    def any(self, what: Callable, *args) -> bool: return what(*args, self.text, self.end) or self.fixed.once(what, *args)
+
+def _talk(run: Run) -> tuple[str, list[int]]:  # (what users and results say, and the proposals that a user has answered, in lower case; how much of it precedes each message)
+    parts, ends, size, kept = [], [], 0, []  # The assistant's proposals count once the user has spoken after them
     for m, words in zip(run.messages, run.said):
         ends.append(size)
         if m.role == 'assistant':
@@ -26,8 +41,8 @@ def _heard(run: Run) -> tuple[str, list[int]]:  # (everything that a call may dr
             continue
         new = [*kept, words] if m.role == 'user' else [words]
         if m.role == 'user': kept = []
-        for x in new: parts += [x, '\n']; size += len(x) + 1
-    return ''.join(parts).lower(), ends
+        for x in new: parts.append(x.lower()); size += len(parts[-1]) + 1
+    return '\n'.join([*parts, '']), ends
 
 # %% ../../nbs/05e_rules_grounding.ipynb #53f5b077
 _WORDS = {w: n for n, w in enumerate('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty'.split())}
@@ -35,7 +50,9 @@ _WORDS |= {w: 10 * n for n, w in enumerate('thirty forty fifty sixty seventy eig
 _NAMED = {v: k for k, v in _WORDS.items()}
 _FACTORS = 12, 60, 100, 1000
 
-def _stands(text: str, word: str, end: int) -> bool:  # As a whole word
+def _has(word: str, text: str, end: int) -> bool: return text.find(word, 0, end) >= 0
+
+def _stands(word: str, text: str, end: int) -> bool:  # As a whole word
     for at in _places(text, word, end):
         after = at + len(word)
         if not (at and text[at - 1].isalnum() and word[0].isalnum()) and not (after < len(text) and text[after].isalnum() and word[-1].isalnum()): return True
@@ -47,46 +64,54 @@ def _places(text: str, word: str, end: int) -> Iterator[int]:
         yield at
         at = text.find(word, at + 1, end)
 
-def _number(v: float, text: str, end: int) -> bool:
+def _number(v: float, heard: _Heard) -> bool:
     if abs(v) <= 10 and v == int(v): return True
     forms = lambda x: {f'{x:g}' if abs(x) < 1e6 else str(x), str(int(x)) if x == int(x) else f'{x:.2f}', f'{int(x):,}' if x == int(x) else f'{x:,.2f}', str(x)}
-    if any(_stands(text, f, end) for f in forms(abs(v))) or (v in _NAMED and _stands(text, _NAMED[v], end)): return True
-    if v >= 1000 and v % 1000 == 0 and any(_stands(text, f'{int(v) // 1000}{k}', end) for k in ('k', ' thousand')): return True
+    if any(heard.any(_stands, f) for f in forms(abs(v))) or (v in _NAMED and heard.any(_stands, _NAMED[v])): return True
+    if v >= 1000 and v % 1000 == 0 and any(heard.any(_stands, f'{int(v) // 1000}{k}') for k in ('k', ' thousand')): return True
     near = [v * f for f in _FACTORS] + [v / f for f in _FACTORS if v % f == 0 or v != int(v)]
-    return any(abs(x) > 10 and _stands(text, f'{x:g}', end) for x in near) or (0 < v < 1 and _stands(text, f'{v * 100:g}%', end))
+    return any(abs(x) > 10 and heard.any(_stands, f'{x:g}') for x in near) or (0 < v < 1 and heard.any(_stands, f'{v * 100:g}%'))
 
 # %% ../../nbs/05e_rules_grounding.ipynb #092dfd60
 _DATE = re.compile(r'(\d{4})-(\d\d)-(\d\d)(?:[T ].*)?$')
 _MONTHS = 'january february march april may june july august september october november december'.split()
 _RELATIVE = re.compile(r'\b(?:today|tonight|tomorrow|yesterday|day after|next (?:week|month|\w+day)|this (?:week|\w+day)|in \w+ days|(?:mon|tues|wednes|thurs|fri|satur|sun)day|end of|beginning of|last (?:week|month|year))\b')
+_KEYS = 'day', 'tonight', 'tomorrow', 'next week', 'next month', 'this week', 'end of', 'beginning of', 'last week', 'last month', 'last year'  # One of them stands in each
 
-def _date(found: re.Match, text: str, end: int) -> bool:
-    month, day = int(found[2]), int(found[3])
+def _date(month: int, day: int, text: str, end: int) -> bool:
     if not 1 <= month <= 12: return False
     name, short = _MONTHS[month - 1], _MONTHS[month - 1][:3]
-    stands = lambda x: text.find(x, 0, end) >= 0
     in_words = re.compile(rf'\b{short}\w*\.? (?:the )?{day}(?:st|nd|rd|th)?\b|\b{day}(?:st|nd|rd|th)?(?: of)? {short}')
     if any(in_words.search(text, max(0, at - 8), min(end, at + 40)) for at in _places(text, short, end)): return True
-    numbers = rf'\b0?{month}[/.-]0?{day}\b|\b0?{day}[/.-]0?{month}\b'
-    if any(stands(f'{a}{sep}{z}{b}') for a, b in ((month, day), (day, month)) for sep in '/.-' for z in ('', '0')) and re.compile(numbers).search(text, 0, end): return True
-    return _relative(text) <= end or (day == 1 and stands(name))
+    if _relative(text) <= end or (day == 1 and _has(name, text, end)): return True
+    return min(_pairs(text).get(x, math.inf) for x in ((month, day), (day, month))) <= end
+
+_PAIR = re.compile(r'\b(\d\d?)(?=[/.-](\d\d?)\b)')
+
+@functools.lru_cache(maxsize=8)
+def _pairs(text: str) -> dict[tuple[int, int], int]:  # Two numbers such as 5/20 → where the first such pair ends
+    out = {}
+    for x in _PAIR.finditer(text): out.setdefault((int(x[1]), int(x[2])), x.end(2))
+    return out
 
 @functools.lru_cache(maxsize=8)
 def _relative(text: str) -> float:  # Where the first such word ends; messages end in line breaks, which none of them spans
-    return found.end() if (found := _RELATIVE.search(text)) else math.inf
+    near = (_RELATIVE.search(text, max(0, at - 60), at + 60) for key in _KEYS for at in _places(text, key, len(text)))
+    return min((x.end() for x in near if x), default=math.inf)
 
 # %% ../../nbs/05e_rules_grounding.ipynb #1a2b37af
 _WORD, _CODE = re.compile(r'[^\W_]+'), re.compile('[A-Z]{2,3}')
 
-def _text(v: str, text: str, end: int) -> bool:
-    low = v.strip().lower()
-    if len(low) < 2 or _CODE.fullmatch(v.strip()) or (_stands(text, low, end) if len(low) < 6 or low.isdigit() else text.find(low, 0, end) >= 0): return True
-    if found := _DATE.match(low): return _date(found, text, end)
+def _text(v: str, heard: _Heard) -> bool:
+    v = v.strip()
+    low = v.lower()
+    if len(low) < 2 or heard.any(_stands if len(low) < 6 or low.isdigit() else _has, low) or _CODE.fullmatch(v): return True
+    if low[0].isdigit() and (found := _DATE.match(low)): return heard.any(_date, int(found[2]), int(found[3]))
     words = _WORD.findall(low)
     if not words or len(words) >= 8: return True
-    if len(words) == 1 and (n := _value(low)) is not None: return _number(n, text, end)
-    there = [any(_stands(text, x, end) for x in {w, w.rstrip('s'), w + 's'} if x) for w in words]
-    return sum(there) >= 0.6 * len(words)
+    if len(words) == 1 and (n := _value(low)) is not None: return _number(n, heard)
+    there = {w: any(heard.any(_stands, x) for x in dict.fromkeys((w, w.rstrip('s'), w + 's')) if x) for w in {*words}}
+    return sum(there[w] for w in words) >= 0.6 * len(words)
 
 def _value(text: str) -> float | None:
     try: return float(text.replace(',', '').lstrip('$€£'))
@@ -95,9 +120,11 @@ def _value(text: str) -> float | None:
 @rule('ungrounded-argument', 'warning', 'A value stands nowhere before the call, and cannot be had from what stands there')
 def _ungrounded(run) -> Iterator[tuple]:
     if not run.calls or not run.t.tools: return
-    box, (text, ends) = toolbox(run), run.once(_heard)
+    box, (text, ends) = toolbox(run), run.once(_talk)
+    fixed = _fixed(run.t.task_instruction, box.text)
     for i, k, c in run.calls:
-        for path, v in leaves(c.arguments, []) if c.name in box.checks else ():
-            if isinstance(v, bool) or v is None: continue
-            if not (_text(v, text, ends[i]) if isinstance(v, str) else _number(v, text, ends[i])):
+        if c.function.name not in box.checks: continue
+        heard = _Heard(fixed, text, ends[i])
+        for path, v in leaves(c.function.arguments, []):
+            if not (_text(v, heard) if isinstance(v, str) else v is None or isinstance(v, bool) or _number(v, heard)):
                 yield in_call(i, k, 'function', 'arguments', *path), f'found {shown(v)}, expected a value that was said, returned or declared before'

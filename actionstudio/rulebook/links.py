@@ -26,7 +26,7 @@ def _links(run: Run) -> dict[str, list[tuple]]:  # code → (place, message)
             if spoke > at: add('late-result', ['conversation', i], f'found the result of a call of conversation[{at}], expected it before conversation[{spoke}]')
             elif (at, k) < last: add('result-order', ['conversation', i], f'found the result of call {k} after that of call {last[1]}, expected the order of the calls')
             last = at, k
-        for k, c in enumerate(m.calls):
+        for k, c in enumerate(m.tool_calls or ()):
             if c.id in waiting: add('reused-id', in_call(i, k, 'id'), f'found {shown(c.id)} again, still unanswered at conversation[{waiting[c.id][0]}].tool_calls[{waiting[c.id][1]}]')
             waiting[c.id] = i, k, c; made.add(c.id)
     for i, k, c in waiting.values():

@@ -113,9 +113,9 @@ _KINDS = {'required': 'missing-argument', 'additionalProperties': 'unexpected-ar
 def _errors(run: Run) -> dict[str, list[tuple[list, Any]]]:  # code → (place, validation error)
     out, checks = {}, toolbox(run).checks
     for i, k, c in run.calls:
-        v = checks.get(c.name)
-        if v is None or isinstance(v, str) or v.is_valid(c.arguments): continue
-        for e in v.iter_errors(c.arguments):
+        v, f = checks.get(c.function.name), c.function
+        if v is None or isinstance(v, str) or v.is_valid(f.arguments): continue
+        for e in v.iter_errors(f.arguments):
             out.setdefault(_KINDS.get(e.kind.name, 'invalid-argument'), []).append((in_call(i, k, 'function', 'arguments', *e.instance_path), e))
     return out
 
@@ -125,7 +125,7 @@ def _of_kind(run: Run, code: str) -> list: return run.once(_errors).get(code, ()
 @rule('broken-arguments', 'error', 'The arguments are wrapped twice, or what is left of JSON that could not be read')
 def _broken(run):
     for i, k, c in run.calls:
-        if len(c.arguments) == 1 and (name := next(iter(c.arguments))) in _WRAPS:
+        if len(args := c.function.arguments) == 1 and (name := next(iter(args))) in _WRAPS:
             box, inner, path = toolbox(run), c.arguments[name], in_call(i, k, 'function', 'arguments')
             if c.name not in box.checks or name in box.schemas[c.name].get('properties', {}): continue
             if isinstance(inner, str): inner = _json(inner)

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/05c_rules_shape.ipynb #e66b72fc
 import re
 
-from ..rules import Patch, in_call, leaves, rule, said
+from ..rules import Patch, leaves, lookout, rule, said, where
 from ..schema import shown
 
 # %% ../../nbs/05c_rules_shape.ipynb #e3fd76ea
@@ -33,29 +33,28 @@ def _unfinished(run):
 
 # %% ../../nbs/05c_rules_shape.ipynb #d79944d5
 _TOKEN = re.compile(r'<\|[a-zA-Z_]{2,40}\|>|<｜[^｜<>]{2,40}｜>|</?(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?tool_call>|^<s>|</s>$')
-_MARKS = '<|', '<｜', '_of_turn>', 'INST]', 'SYS>>', 'tool_call>', '<s>', '</s>'  # One of them stands in every token: looked for first
+_MARKS = lookout('<|', '<｜', '_of_turn>', 'inst]', 'sys>>', 'tool_call>', '<s>', '</s>')  # One of them stands in every token
 
 @rule('template-token', 'error', 'A control token of a chat template stands in the text')
 def _tokens(run):
-    thoughts = '\n'.join(m.reasoning_content for m in run.messages if isinstance(m.reasoning_content, str))
-    if not any(x in text for text in (run.text, thoughts) for x in ('<', 'INST]')): return
-    for i, m in enumerate(run.messages):
-        for field in ('content', 'reasoning_content'):
-            text = getattr(m, field)
-            if m.role == 'system' or not isinstance(text, str) or not any(x in text for x in _MARKS) or not (at := _TOKEN.search(text)): continue
-            path, clean = ['conversation', i, field], re.sub(rf'(?:\s*(?:{_TOKEN.pattern}))+\s*$', '', text)
-            safe = m.role == 'assistant' and clean.strip() and not _TOKEN.search(clean)
-            yield path, f'found {shown(at[0])} at character {at.start()}, expected plain text', Patch(path, clean) if safe else None
+    for path, text in sorted(where(run, _MARKS), key=lambda x: x[0][1]):
+        m = run.messages[path[1]]
+        if m.role == 'system' or getattr(m, path[2]) != text or not (at := _TOKEN.search(text)): continue
+        clean = re.sub(rf'(?:\s*(?:{_TOKEN.pattern}))+\s*$', '', text)
+        safe = m.role == 'assistant' and clean.strip() and not _TOKEN.search(clean)
+        yield path, f'found {shown(at[0])} at character {at.start()}, expected plain text', Patch(path, clean) if safe else None
 
 # %% ../../nbs/05c_rules_shape.ipynb #07683ed8
+_FENCE = lookout('```')
 _ENDS = re.compile(r'[.!?。！？:]["\')\]*_`]*\s')
 
 @rule('truncated-text', 'warning', "The assistant's text breaks off")
 def _truncated(run):
+    fenced = {path[1] for path, _ in where(run, _FENCE)}
     for i, m in enumerate(run.messages):
         if m.role != 'assistant' or not isinstance(m.content, str) or m.tool_calls: continue
         text = m.content.rstrip()
-        if text.count('```') % 2: yield ['conversation', i, 'content'], 'found a code fence that is not closed, expected its end'
+        if i in fenced and text.count('```') % 2: yield ['conversation', i, 'content'], 'found a code fence that is not closed, expected its end'
         elif text and (text[-1].isalpha() or text[-1] in ',;-–') and _cut(text): yield ['conversation', i, 'content'], f'found the end {shown(text[-40:])}, expected the end of a sentence'
 
 _OPEN = re.compile(r'\b(?:the|an?|of|to|and|or|in|on|at|for|with|from|by|your|my|our|their|its|is|are|was|were|has|have|will|be|that|which|as|if|than|into|about|can|not)$', re.I)
@@ -69,8 +68,10 @@ def _cut(text: str) -> bool:  # No sentence ends on such a word, nor inside bold
 # %% ../../nbs/05c_rules_shape.ipynb #0e1134f5
 _PLACEHOLDER = re.compile(r'\$\{[^{}]*\s[^{}]*\}|^\$\{[^{}]+\}$|\{\{[^{}]+\}\}|^<[A-Za-z][\w -]*>$|^\{[A-Za-z_]\w*\}$|^\[(?:your|insert|enter|the)\b[^\]]*\]$|^(?:YOUR|INSERT|ENTER|REPLACE)_[A-Z_]+$|^<?your[ _-](?:api|access|secret)[ _-](?:key|token)>?$|^API_call_\d+$|^(?:string|placeholder)$', re.I)
 
+_HOLDERS = lookout('${', '{{', '"<', '"{', '"[your', '"[insert', '"[enter', '"[the', '"your', '"insert_', '"enter_', '"replace_', '"api_call_', '"string', '"placeholder')  # In arguments as JSON
+
 @rule('placeholder-argument', 'error', 'An argument holds a template variable or a placeholder')
 def _placeholder(run):
-    for i, k, c in run.calls:
-        for path, v in leaves(c.arguments, []):
-            if isinstance(v, str) and len(v) < 2000 and _PLACEHOLDER.search(v): yield in_call(i, k, 'function', 'arguments', *path), f'found {shown(v)}, expected a value'
+    for at, _ in where(run, _HOLDERS):
+        for path, v in leaves(run.messages[at[1]].tool_calls[at[3]].arguments, at) if at[2] == 'tool_calls' else ():
+            if isinstance(v, str) and len(v) < 2000 and _PLACEHOLDER.search(v): yield path, f'found {shown(v)}, expected a value'
