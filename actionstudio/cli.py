@@ -9,6 +9,7 @@ __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'exp
 
 # %% ../nbs/50_cli.ipynb #c230b430
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -332,7 +333,9 @@ def run_command(
     "Run one command; mistakes become one line on the error stream."
     debug, args = '--debug' in args, [a for a in args if a != '--debug']
     for name, value in _QUIET.items(): os.environ.setdefault(name, value)
-    if not debug: warnings.simplefilter('ignore', FutureWarning)  # Libraries announcing their own changes
+    if not debug:
+        warnings.simplefilter('ignore', FutureWarning)  # Libraries announcing their own changes
+        logging.getLogger('bitsandbytes').setLevel(logging.ERROR)  # That a faster kernel could be fetched
     command = typer.main.get_command(app)
     try: return command.main(args, prog_name='actionstudio', standalone_mode=False) or 0
     except Exception as e:

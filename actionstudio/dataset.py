@@ -60,7 +60,7 @@ def _schema(made: dict):
     import pyarrow as pa
     span = pa.struct([('start', pa.int32()), ('end', pa.int32()), ('message', pa.int32()), ('field', pa.string()), ('trained', pa.bool_())])
     return pa.schema([('trajectory_id', pa.string()), ('leaf', pa.int32()), ('input_ids', pa.list_(pa.int32())), ('spans', pa.list_(span)), ('text', pa.string()),
-                      ('weights', pa.list_(pa.float64())), ('notes', pa.list_(pa.string()))], {'actionstudio': msgspec.json.encode(made)})
+                      ('weights', pa.list_(pa.float64())), ('notes', pa.list_(pa.string())), ('source', pa.string())], {'actionstudio': msgspec.json.encode(made)})
 
 def rows_table(
     rows: list[Encoded],
@@ -76,7 +76,7 @@ def rows_table(
         pa.array([r.trajectory_id for r in rows], pa.string()), pa.array([r.leaf for r in rows], pa.int32()),
         lists(pa.array([i for r in rows for i in r.input_ids], pa.int32()), [len(r) for r in rows]), lists(columns, [len(r.spans) for r in rows]),
         pa.array([r.text for r in rows], pa.string()), pa.array([r.weights for r in rows], pa.list_(pa.float64())),
-        pa.array([r.notes for r in rows], pa.list_(pa.string()))], schema=schema)
+        pa.array([r.notes for r in rows], pa.list_(pa.string())), pa.array([r.source for r in rows], pa.string())], schema=schema)
 
 # %% ../nbs/16_dataset.ipynb #c4189645
 @contextmanager
@@ -110,12 +110,12 @@ def _parts(column, inside: list) -> list[list]:  # A list column whose flat valu
 def _rows(batch) -> Iterator[Encoded]:
     flat = lambda column: column.to_numpy(zero_copy_only=False).tolist()
     ids, spans, weights = (batch.column(k) for k in ('input_ids', 'spans', 'weights'))
-    names = ('trajectory_id', 'leaf', 'text', 'notes')
+    names = ('trajectory_id', 'leaf', 'text', 'notes', 'source')
     inside = [Span(*s) for s in zip(*(flat(c) for c in spans.flatten().flatten()))]
     scales = _parts(weights, flat(weights.flatten())) if weights.null_count < len(weights) else [None] * len(weights)
-    for i, s, w, there, (id, leaf, text, notes) in zip(_parts(ids, flat(ids.flatten())), _parts(spans, inside), scales, weights.is_valid().to_pylist(),
+    for i, s, w, there, (id, leaf, text, notes, source) in zip(_parts(ids, flat(ids.flatten())), _parts(spans, inside), scales, weights.is_valid().to_pylist(),
                                                      zip(*(batch.column(k).to_pylist() for k in names))):
-        yield Encoded(i, [m for x in s for m in ([1] if x.trained else [0]) * (x.end - x.start)], s, text, id, leaf, w if there else None, notes)
+        yield Encoded(i, [m for x in s for m in ([1] if x.trained else [0]) * (x.end - x.start)], s, text, id, leaf, w if there else None, notes, source)
 
 def scan_encoded(
     path: str | Path,  # As `save_encoded` wrote it

@@ -45,6 +45,7 @@ class Encoded(msgspec.Struct):
     leaf: int = 0                    # A conversation whose history is rewritten has several
     weights: list[float] | None = None  # Per token; None counts every trained token once
     notes: list[str] = []            # What was adapted, such as `thinking_off`
+    source: str = ''                 # `meta.source` of its trajectory
 
     def __len__(self): return len(self.input_ids)
     @property

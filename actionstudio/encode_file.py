@@ -140,6 +140,7 @@ def encode_chunk(
         of = sources.setdefault(_source(t), Counter(records_in=0, records_out=0))
         of['records_in'] += 1
         if isinstance(out, Rejected): part.removed.append((k, out.id, out.reason, out.message)); of[out.reason] += 1; continue
+        for r in out.rows: r.source = _source(t)
         for r in out.rows if evaluation_only(t) else (): r.notes = [*r.notes, 'evaluation_only']  # Training refuses them
         size = {'rows': len(out.rows), 'tokens': out.tokens_after, 'trained_tokens': out.trained_after}
         of.update(size, records_out=1); counts.update(size)
