@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'export', 'check', 'mix', 'critique', 'audit',
-           'critic_data', 'compare', 'encode', 'view', 'plan', 'train', 'merge', 'evaluate', 'launch', 'fetch', 'demo',
+           'critic_data', 'compare_scores', 'encode', 'view', 'plan', 'evaluate', 'launch', 'fetch', 'demo',
            'GateFailed', 'run_command', 'main']
 
 # %% ../nbs/50_cli.ipynb #c230b430
@@ -197,7 +197,7 @@ def critic_data(critiqued: Annotated[Path, typer.Argument(help='A folder that `a
     show(_call('critic_data:critic_data_file', critiqued, out, rubric, force), f'critic-data → {out}')
 
 @app.command()
-def compare(first: Annotated[Path, typer.Argument(help='A folder that `actionstudio critique` made.')], second: Annotated[Path, typer.Argument(help='Another one, over the same runs.')]):
+def compare_scores(first: Annotated[Path, typer.Argument(help='A folder that `actionstudio critique` made.')], second: Annotated[Path, typer.Argument(help='Another one, over the same runs.')]):
     "Say how far two judgements of the same runs agree: two judges, two modes, before and after.\n\nExample: actionstudio compare out/dear out/cheap"
     _agreements(f'{first} & {second}', _call('compare:compare', first, second))
 
@@ -257,34 +257,40 @@ def plan(model: Annotated[str, typer.Argument(help='A model folder, a config.jso
 
 # %% ../nbs/50_cli.ipynb #232047bf
 @app.command()
-def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
-          budget: Annotated[Optional[int], typer.Option(help="Trained tokens, in place of the file's.")] = None):
-    "Train what a run file says; the same command goes on after a kill.\n\nExample: actionstudio train run.yaml"
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    settings = _call('config:read_run', run, **({} if budget is None else {'budget': budget, 'epochs': None}))
-    with Progress(TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(), console=_err, disable=not _err.is_terminal) as bar:
-        task = bar.add_task('loading')
-        def on_step(x): bar.update(task, total=x['steps'], completed=x['step'], description=f"step {x['step']}/{x['steps']}  loss {x['loss']:.3f}  {x['trained_tokens']:,} trained tokens")
-        show(_call('dpo:train_dpo' if settings.objective == 'dpo' else 'sft:train_sft', settings, on_step), f'train → {settings.out}')
-
-@app.command()
-def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter, as training writes it.')],
-          base: Annotated[Path, typer.Option(help='The model folder that it was trained on.')], out: Out,
-          dtype: Annotated[str, typer.Option(help="Of the merged weights: auto (the base's own), float32 or bfloat16.")] = 'auto', force: Force = False):
-    "Merge an adapter into its base.\n\nExample: actionstudio merge out/train/adapter --base models/smol --out out/merged"
-    show(_call('model:merge', adapter, base, out, dtype, force), f'merge → {out}')
-
-@app.command()
-def evaluate(model: Annotated[Path, typer.Argument(help='A model folder.')], source: Annotated[Path, typer.Argument(help='Unified Format 2.0; the last assistant turn is the truth.')], out: Out,
+def evaluate(model: Annotated[str, typer.Argument(help='A model folder; with --base-url the name that the server knows.')],
+             source: Annotated[Path, typer.Argument(help='Unified Format 2.0, where the last assistant turn is the truth; or what --suite reads.')], out: Out,
+             suite: Annotated[str, typer.Option(help='calls (runs of your own), bfcl (question files of the leaderboard) or nexusraven.')] = 'calls',
              chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
              adapter: Annotated[Optional[Path], typer.Option(help='An adapter, applied on top of the model.')] = None,
              batch_size: Annotated[int, typer.Option(help='Prompts at once.')] = 16, max_new_tokens: int = 256,
              dtype: Annotated[str, typer.Option(help='auto (as stored), float32 or bfloat16.')] = 'auto',
+             engine: Annotated[str, typer.Option(help='transformers or vllm.')] = 'transformers',
+             base_url: Annotated[Optional[str], typer.Option(help='An OpenAI-compatible server that answers in place of an engine.')] = None,
+             key_env: Annotated[str, typer.Option(help='The environment variable that holds the key.')] = 'OPENAI_API_KEY',
+             concurrency: Annotated[int, typer.Option(min=1, help='Questions to the server under way at once.')] = 8,
+             timeout: Annotated[float, typer.Option(help='Seconds for one attempt.')] = 120, retries: Annotated[int, typer.Option(min=0, help='After the first attempt.')] = 6,
+             allow_unanswered: Annotated[bool, typer.Option('--allow-unanswered', help='Score although some queries got no answer.')] = False,
              fail_under: Annotated[Optional[float], typer.Option(help='Exit 1 when the API-level F1 is lower.')] = None, force: Force = False):
-    "Let a model answer, greedily, and score its calls.\n\nExample: actionstudio evaluate out/merged out/split/heldout.jsonl --out out/scores"
-    report = _call('evaluate:evaluate_file', model, source, out, chat_template, adapter, batch_size, max_new_tokens, dtype, force, progress)
-    show(report, f'evaluate → {out}')
+    "Let a model answer, greedily, and score its calls; the same command goes on after a kill.\n\nExample: actionstudio evaluate out/merged out/split/heldout.jsonl --out out/scores"
+    from actionstudio.ask import Endpoint
+    endpoint = Endpoint(base_url=base_url, key_env=key_env, concurrency=concurrency, timeout=timeout, retries=retries) if base_url else None
+    report = _call('evaluate_file:evaluate_file', model, source, out, chat_template, adapter, batch_size, max_new_tokens, dtype, force, progress, suite, engine, endpoint, allow_unanswered)
+    near = {f'95 % of {m}': f'{low:.3f} to {high:.3f}' for m, (low, high) in report['interval_95'].items()}
+    show({k: v for k, v in report.items() if k not in ('interval_95', 'tables')} | near, f'evaluate → {out}')
+    for name, rows in report['tables'].items(): _rows(name, rows)
     if fail_under is not None and report['f1'] < fail_under: _fail(f"F1 is {report['f1']:.3f}, under {fail_under}")
+
+def _rows(title: str, rows: list[dict]) -> None:
+    table = Table(*map(str, rows[0]), title=title, title_justify='left')
+    for r in rows: table.add_row(*map(_number, r.values()))
+    _out.print(table)
+
+@app.command()
+def compare_scores(first: Annotated[Path, typer.Argument(help='A folder that `actionstudio evaluate` made.')], second: Annotated[Path, typer.Argument(help='Another one, of the same queries.')]):
+    "Say whether the second model is better, number by number, with intervals and exact tests.\n\nExample: actionstudio compare-scores out/before out/after"
+    scores = [_call('scorecard:load_scores', p) for p in (first, second)]
+    rows = [{'metric': c.metric, 'first': c.first, 'second': c.second, 'difference, 95 %': str(c.difference), 'p': f'{c.p:.3g}', 'test': c.test} for c in _call('scorecard:comparisons', *scores)]
+    _rows(f'{first} → {second}', rows)
 
 # %% ../nbs/50_cli.ipynb #a8de8575
 @app.command()

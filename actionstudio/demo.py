@@ -107,12 +107,7 @@ def report_page(
     commands: list[str],
 ) -> str:  # HTML
     "One page that shows what happened."
-    from importlib.resources import files
-
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    from actionstudio.view import bars, curve, table
+    from actionstudio.view import bars, curve, document, table
     lines = [msgspec.json.decode(x) for x in (out/'train'/'metrics.jsonl').read_bytes().splitlines()]
     names = {'f1': 'API F1', 'argument_match': 'arguments exact', 'irrelevance': 'silent where no call is due', 'accuracy': 'whole answer right'}
     scores = [{'measure': label, 'before': report[f'{k}_before'], 'after': report[f'{k}_after']} for k, label in names.items()]
@@ -124,9 +119,9 @@ def report_page(
         {'title': 'Where the records went', 'text': f"{report['records_in']} came in; the bars (trainable, held out, then the reasons for removal) add up to it.", 'html': bars(fate, 'Records')},
         {'title': 'Training', 'text': f"{report['trained_tokens']:,} tokens with loss among {report['tokens']:,}.", 'html': curve([(x['trained_tokens'], x['loss']) for x in lines], 'Loss', 'trained tokens', 'nats')},
         {'title': 'Time', 'text': '', 'html': bars(report['seconds'], 'Seconds by stage', ' s')}]
-    page = Environment(autoescape=True).from_string((files('actionstudio')/'templates'/'report.html.j2').read_text(encoding='utf-8'))
-    return page.render(title='ActionStudio demo', lead='SmolLM2-135M-Instruct on the Berkeley Function-Calling Leaderboard, single turn, one CPU.',
-                       sections=[s | {'html': Markup(s['html'])} for s in sections], gallery=gallery(out), commands=commands)
+    cases = [{'title': f"{g['id']}: {g['before_verdict']} → {g['after_verdict']}", 'rows': [('asked', g['question']), ('expected', g['gold']), ('before', g['before']), ('after', g['after'])]} for g in gallery(out)]
+    changed = {'title': 'What changed', 'text': 'Questions on tools that were never trained on. The first ones were wrong before and are right now, then those that are still wrong.', 'items': cases}
+    return document('ActionStudio demo', 'SmolLM2-135M-Instruct on the Berkeley Function-Calling Leaderboard, single turn, one CPU.', sections, [changed], commands)
 
 # %% ../nbs/51_demo.ipynb #dc989885
 def demo(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ApiScores', 'api_scores', 'ArgumentScores', 'argument_scores', 'irrelevance_score', 'last_turn', 'prompt_of',
-           'Generation', 'generate', 'Row', 'Scores', 'score', 'evaluate_file']
+           'Generation', 'Counted', 'Local', 'answers', 'generate', 'Row', 'Scores', 'score']
 
 # %% ../nbs/41_evaluate.ipynb #e15ebd9e
 import hashlib
@@ -18,11 +18,8 @@ from typing import Any, Callable, Iterable
 import msgspec
 from msgspec import Struct
 
-from .dataset import load_tokenizer
-from .model import model_folder, weights_hash
-from .parse import parse_tool_calls
+from .parse import Parsed, _call, parse_tool_calls
 from .schema import InputError, ToolCall, Trajectory, shown
-from .store import fingerprint, save_json, stage, trajectories
 from .template import probe
 
 # %% ../nbs/41_evaluate.ipynb #82beb52c
@@ -82,7 +79,7 @@ def _fits(args, allowed):
     return args.keys() <= allowed.keys() and all(one(vs, args[k]) if k in args else '' in vs for k, vs in allowed.items())
 
 # %% ../nbs/41_evaluate.ipynb #88401d79
-def _matched(pred, gold, allowed=None):  # Most pairs (true call, own prediction) that agree; Kuhn's augmenting paths
+def _matched(pred, gold, allowed=None):  # For each true call, whether it has a prediction of its own that agrees, for as many as can be; Kuhn's augmenting paths
     wants = [None] * len(gold) if allowed is None else allowed
     fits = [[i for i, (n, a) in enumerate(pred) if n == name and (_same(a, args) if w is None else _fits(a, w))]
             for (name, args), w in zip(gold, wants)]
@@ -95,7 +92,8 @@ def _matched(pred, gold, allowed=None):  # Most pairs (true call, own prediction
                 owner[i] = g
                 return True
         return False
-    return sum(place(g, set()) for g in range(len(gold)))
+    for g in range(len(gold)): place(g, set())
+    return [g in owner.values() for g in range(len(gold))]
 
 # %% ../nbs/41_evaluate.ipynb #2de07bd5
 class ArgumentScores(Struct, frozen=True):
@@ -115,7 +113,7 @@ def argument_scores(
     allowed = [None] * len(gold) if allowed is None else allowed
     if len(allowed) != len(gold): raise InputError(f'allowed: found {len(allowed)} queries, expected {len(gold)}')
     for q, (a, g) in enumerate(zip(allowed, gold)): _check_allowed(a, len(g), f'allowed[{q}]')
-    rows = [(_matched(p, g, a), _named(p, g), len(p), len(g)) for (p, g), a in zip(_pairs(predicted, gold), allowed)]
+    rows = [(sum(_matched(p, g, a)), _named(p, g), len(p), len(g)) for (p, g), a in zip(_pairs(predicted, gold), allowed)]
     m, n, p, g = (sum(column) for column in zip(*rows)) if rows else (0, 0, 0, 0)
     return ArgumentScores(exact=_share(m, g), matched=m, named=n, predicted=p, gold=g)
 
@@ -163,6 +161,8 @@ class Generation(Struct):
     finished: bool  # It stopped by itself; False when `max_new_tokens` ended it
     seconds: float  # Its share of the time of its batch
     made_by: str    # Digest of model and settings, so that a changed model is asked again
+    calls: list[dict[str, Any]] | None = None  # As a server gave them, arguments perhaps as text; None: `text` is parsed here
+    unanswered: str = ''  # Why there is no answer: timeout, http_500 …; such a query is neither right nor wrong
 
 def _digest(model, settings) -> str:  # A sample of each parameter: training or merging changes nearly all of them
     h = hashlib.sha256(repr((settings, model.config.to_json_string())).encode())
@@ -223,46 +223,78 @@ def _append(out, generations):
         os.fsync(f.fileno())
 
 # %% ../nbs/41_evaluate.ipynb #d32aa2ca
-def _prompts(ts, model, tokenizer, chat_template, max_new_tokens):  # Texts, and their ids
-    texts = [prompt_of(t, tokenizer, chat_template) for t in ts]
-    ids = tokenizer(texts, add_special_tokens=False)['input_ids'] if texts else []  # The template writes the special tokens
-    room = getattr(model.config.get_text_config(), 'max_position_embeddings', None)
-    for t, row in zip(ts, ids):
-        if room and len(row) + max_new_tokens > room:
-            raise InputError(f'{t.id}: found a prompt of {len(row)} tokens, expected at most {room - max_new_tokens}: '
-                             f'{room} positions less {max_new_tokens} new tokens')
-    return texts, ids
+def _fitting(texts, tokenizer, config, room, ids):  # Token ids of prompts; `ids`: names for the error
+    rows = tokenizer(texts, add_special_tokens=False)['input_ids'] if texts else []  # The template writes the special tokens
+    for id, row in zip(ids, rows):
+        if room and len(row) + config.max_new_tokens > room:
+            raise InputError(f'{id}: found a prompt of {len(row)} tokens, expected at most {room - config.max_new_tokens}: '
+                             f'{room} positions less {config.max_new_tokens} new tokens')
+    return rows
 
 def _taken(ids, stops):  # (ids before the stop token, tokens written, whether it stopped)
     end = next((k for k, i in enumerate(ids) if i in stops), None)
     return (ids, len(ids), False) if end is None else (ids[:end], end + 1, True)
 
 # %% ../nbs/41_evaluate.ipynb #8e2289a6
-def generate(
-    trajectories: Iterable[Trajectory],
-    model,                              # A causal language model of transformers, on the device where it shall run
-    tokenizer,
-    chat_template: str | None = None,   # In place of the tokenizer's own
-    batch_size: int = 16,               # Prompts at once; changes speed and memory, not results (up to rounding in half precision)
-    max_new_tokens: int = 256,
-    out: str | Path | None = None,      # JSONL that is appended to after each batch; what stands there is not made again
-    progress: Callable = iter,          # Wraps the list of batches, such as `tqdm`
-) -> list[Generation]:                  # In the order of `trajectories`; raises `InputError`
-    "Let a model write the last assistant message of each trajectory, greedily."
-    ts, config = list(trajectories), _greedy(model, tokenizer, max_new_tokens)
-    texts, ids = _prompts(ts, model, tokenizer, chat_template, max_new_tokens)
-    made_by = _digest(model, config.to_json_string())
-    made = _made(out, made_by)
-    todo = sorted({(t.id, x): i for i, (t, x) in enumerate(zip(ts, texts)) if (t.id, x) not in made}.values(), key=lambda i: (-len(ids[i]), i))
-    for batch in progress([todo[k:k + batch_size] for k in range(0, len(todo), batch_size)]):  # Longest first: memory fails early or not
+class Counted:
+    "An iterator whose length is known beforehand, for a progress bar."
+    def __init__(self, n: int, items: Iterable): self.n, self.items = n, items
+    def __len__(self): return self.n
+    def __iter__(self): return iter(self.items)
+
+class Local:
+    "A model of transformers as a backend: batches padded on the left, greedy, with a cache of keys and values."
+    def __init__(
+        self,
+        model,                             # A causal language model, on the device where it shall run
+        tokenizer,
+        chat_template: str | None = None,  # In place of the tokenizer's own
+        batch_size: int = 16,              # Prompts at once; changes speed and memory, not results (up to rounding in half precision)
+        max_new_tokens: int = 256,
+    ):
+        self.model, self.tokenizer, self.chat_template, self.batch_size = model, tokenizer, chat_template, batch_size
+        self.config = _greedy(model, tokenizer, max_new_tokens)
+        self.made_by = _digest(model, self.config.to_json_string())
+
+    def prompts(self, ts: list[Trajectory]) -> list[str]: return [prompt_of(t, self.tokenizer, self.chat_template) for t in ts]
+
+    def answer(self, asked: list[tuple[Trajectory, str]]) -> Counted:  # Raises `InputError` for a prompt that has no room
+        room = getattr(self.model.config.get_text_config(), 'max_position_embeddings', None)
+        ids = _fitting([x for _, x in asked], self.tokenizer, self.config, room, [t.id for t, _ in asked])
+        todo = sorted(range(len(asked)), key=lambda i: (-len(ids[i]), i))  # Longest first: memory fails early or not
+        batches = [todo[k:k + self.batch_size] for k in range(0, len(todo), self.batch_size)]
+        return Counted(len(batches), (self._batch([asked[i] for i in b], [ids[i] for i in b]) for b in batches))
+
+    def _batch(self, asked, ids) -> list[Generation]:
         start = time.perf_counter()
-        wrote = [_taken(row, config.eos_token_id) for row in _write(model, [ids[i] for i in batch], config)]
-        seconds = round((time.perf_counter() - start) / len(batch), 4)
-        new = [Generation(id=ts[i].id, prompt=texts[i], text=tokenizer.decode(w, skip_special_tokens=False, clean_up_tokenization_spaces=False),
-                          tokens=n, finished=end, seconds=seconds, made_by=made_by) for i, (w, n, end) in zip(batch, wrote)]
-        if out: _append(out, new)
+        wrote = [_taken(row, self.config.eos_token_id) for row in _write(self.model, ids, self.config)]
+        seconds = round((time.perf_counter() - start) / len(asked), 4)
+        return [Generation(id=t.id, prompt=x, text=self.tokenizer.decode(w, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+                           tokens=n, finished=end, seconds=seconds, made_by=self.made_by) for (t, x), (w, n, end) in zip(asked, wrote)]
+
+# %% ../nbs/41_evaluate.ipynb #5c1d20ab
+def answers(
+    backend,                           # Such as `Local`
+    trajectories: Iterable[Trajectory],
+    out: str | Path | None = None,     # JSONL that is appended to as answers come; what stands there is not asked again
+    progress: Callable = iter,         # Wraps the iterator of answers, such as `tqdm`
+) -> list[Generation]:                 # In the order of `trajectories`; raises `InputError`
+    "The last assistant message of each trajectory, as a model writes it. What got no answer is not kept, so it is asked again."
+    ts = list(trajectories)
+    texts, made = backend.prompts(ts), _made(out, backend.made_by)
+    todo = {(t.id, x): (t, x) for t, x in zip(ts, texts) if (t.id, x) not in made}
+    for new in progress(backend.answer(list(todo.values()))):
+        if out: _append(out, [g for g in new if not g.unanswered])
         made |= {(g.id, g.prompt): g for g in new}
     return [made[t.id, x] for t, x in zip(ts, texts)]
+
+def generate(
+    trajectories: Iterable[Trajectory],
+    model, tokenizer, chat_template: str | None = None, batch_size: int = 16, max_new_tokens: int = 256,  # As for `Local`
+    out: str | Path | None = None, progress: Callable = iter,  # As for `answers`
+) -> list[Generation]:
+    "Let a model of transformers write the last assistant message of each trajectory, greedily."
+    return answers(Local(model, tokenizer, chat_template, batch_size, max_new_tokens), trajectories, out, progress)
 
 # %% ../nbs/41_evaluate.ipynb #f15e4d32
 class Row(Struct):
@@ -274,7 +306,10 @@ class Row(Struct):
     problems: list[str]              # What the parser noted
     finished: bool
     text: str
-    matched: int                     # True calls that a prediction of their own makes with accepted arguments
+    right: list[bool]                # For each true call: a prediction of its own has its name and accepted arguments
+
+    @property
+    def matched(self) -> int: return sum(self.right)
 
 def _verdict(pred, gold, exact):  # `exact`: pairs that agree in name and arguments
     if not gold: return 'spurious call' if pred else 'correct silence'
@@ -294,6 +329,7 @@ class Scores(Struct):
     unfinished: int            # Replies that `max_new_tokens` ended
     with_problems: int         # Replies in which the parser noted a problem
     rows: list[Row]
+    unanswered: dict[str, str] = {}  # Id → why: queries that no number counts
 
     def to_dict(self) -> dict:
         "Plain JSON for `report.json`."
@@ -304,7 +340,7 @@ class Scores(Struct):
     def __repr__(self):
         quiet = '-' if self.irrelevance is None else f'{self.irrelevance:.3f}'
         return (f'Scores({self.queries} queries, accuracy {self.accuracy:.3f}, api P {self.api.precision:.3f} R {self.api.recall:.3f} F1 {self.api.f1:.3f}, '
-                f'arguments {self.arguments.exact:.3f}, irrelevance {quiet})')
+                f'arguments {self.arguments.exact:.3f}, irrelevance {quiet}' + (f', {len(self.unanswered)} more unanswered' if self.unanswered else '') + ')')
 
 # %% ../nbs/41_evaluate.ipynb #9ab888c6
 def _truth(t):  # (true calls, acceptable values or None)
@@ -322,15 +358,22 @@ def score(
     "Parse what a model wrote and compare it with the truth."
     ts = list(trajectories)
     if [t.id for t in ts] != [g.id for g in generations]: raise InputError(_mismatch(ts, generations))
-    parsed, truth = [parse_tool_calls(g.text, t.tools) for t, g in zip(ts, generations)], [_truth(t) for t in ts]
+    silent = {g.id: g.unanswered for g in generations if g.unanswered}
+    ts, generations = [t for t, g in zip(ts, generations) if not g.unanswered], [g for g in generations if not g.unanswered]
+    parsed, truth = [_read(g, t) for t, g in zip(ts, generations)], [_truth(t) for t in ts]
     pred, gold, allowed = [p.calls for p in parsed], [g for g, _ in truth], [a for _, a in truth]
     pairs = list(_pairs(pred, gold))
-    matched = [_matched(*both, a) for both, a in zip(pairs, allowed)]
-    marks = [_verdict(*both, n) for both, n in zip(pairs, matched)]
-    rows = [Row(g.id, mark, true, p.calls, p.problems, g.finished, g.text, n) for g, mark, true, p, n in zip(generations, marks, gold, parsed, matched)]
+    right = [_matched(*both, a) for both, a in zip(pairs, allowed)]
+    marks = [_verdict(*both, sum(r)) for both, r in zip(pairs, right)]
+    rows = [Row(g.id, mark, true, p.calls, p.problems, g.finished, g.text, n) for g, mark, true, p, n in zip(generations, marks, gold, parsed, right)]
     return Scores(api=api_scores(pred, gold), arguments=argument_scores(pred, gold, allowed), irrelevance=irrelevance_score(pred, gold),
                   accuracy=_share(sum(m in ('exact', 'correct silence') for m in marks), len(ts)), queries=len(ts),
-                  unfinished=sum(not g.finished for g in generations), with_problems=sum(bool(p.problems) for p in parsed), rows=rows)
+                  unfinished=sum(not g.finished for g in generations), with_problems=sum(bool(p.problems) for p in parsed), rows=rows, unanswered=silent)
+
+def _read(g, t):
+    if g.calls is None: return parse_tool_calls(g.text, t.tools)
+    read = [_call(c) for c in g.calls]
+    return Parsed([c for c, _ in read if c], g.text, problems=[why for _, why in read if why])
 
 def _mismatch(ts, generations):
     if len(ts) != len(generations): return f'found {len(generations)} generations, expected {len(ts)}, one for each trajectory'
@@ -341,7 +384,7 @@ def _mismatch(ts, generations):
 def _repr_html_(self):
     from html import escape
     head = {'queries': self.queries, 'accuracy': self.accuracy, 'P_api': self.api.precision, 'R_api': self.api.recall, 'F1_api': self.api.f1,
-            'arguments exact': self.arguments.exact, 'irrelevance': self.irrelevance, 'unfinished': self.unfinished} | self.verdicts()
+            'arguments exact': self.arguments.exact, 'irrelevance': self.irrelevance, 'unfinished': self.unfinished} | ({'unanswered': len(self.unanswered)} if self.unanswered else {}) | self.verdicts()
     cell = lambda v: '-' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
     calls = lambda cs: '<br>'.join(f"<b>{escape(c['name'])}</b> <code>{escape(shown(c['arguments'], 120))}</code>" for c in cs)
     wrong = [r for r in self.rows if r.verdict not in ('exact', 'correct silence')][:8]
@@ -350,39 +393,3 @@ def _repr_html_(self):
             (f'<table><tr><th>id</th><th>verdict</th><th>true</th><th>predicted</th><th>text</th></tr>{body}</table>' if wrong else ''))
 
 Scores._repr_html_ = _repr_html_
-
-# %% ../nbs/41_evaluate.ipynb #82d57a16
-def evaluate_file(
-    model: str | Path,                   # Model folder
-    source: str | Path,                  # Unified Format 2.0; the last assistant turn of each run is the truth
-    out: str | Path,                     # Gets `generations.jsonl`, `scores.json`, `report.json`
-    chat_template: str | Path | None = None,  # A Jinja file in place of the tokenizer's own template
-    adapter: str | Path | None = None,   # An adapter folder, applied on top of `model`
-    batch_size: int = 16,                # Prompts at once
-    max_new_tokens: int = 256,
-    dtype: str = 'auto',                 # `auto` (as stored), `float32` or `bfloat16`
-    force: bool = False,                 # Replace what another command made
-    progress: Callable = lambda x, label: x,
-) -> dict:                               # The report
-    "Generate and score."
-    options = {'command': 'evaluate', 'batch_size': batch_size, 'max_new_tokens': max_new_tokens, 'dtype': dtype, 'source': fingerprint(source), 'model': weights_hash(model_folder(model)),
-               'adapter': adapter and fingerprint(Path(adapter)/'adapter_model.safetensors'), 'chat_template': chat_template and fingerprint(chat_template)}
-    def work(folder):
-        ts, loaded, tok = list(trajectories(source)), _load(model, adapter, dtype), load_tokenizer(adapter or model)
-        template = Path(chat_template).read_text(encoding='utf-8') if chat_template else None
-        wrote = generate(ts, loaded, tok, template, batch_size, max_new_tokens, folder/'generations.jsonl', lambda batches: progress(batches, 'generate'))
-        scores = score(ts, wrote)
-        save_json(folder/'scores.json', scores.to_dict())
-        return {'queries': scores.queries, 'f1': scores.api.f1, 'precision': scores.api.precision, 'recall': scores.api.recall, 'argument_match': scores.arguments.exact,
-                'irrelevance': scores.irrelevance, 'accuracy': scores.accuracy, 'verdicts': scores.verdicts(), 'unfinished': scores.unfinished}
-    return stage(out, options, work, force, resumes=True)
-
-def _load(model, adapter, dtype):
-    from transformers import AutoModelForCausalLM
-    from actionstudio.attention import GROUPED
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, local_files_only=True)
-    if loaded.device.type == 'cpu': loaded.set_attn_implementation(GROUPED)
-    if adapter:
-        from peft import PeftModel
-        loaded = PeftModel.from_pretrained(loaded, adapter)
-    return loaded.eval()

@@ -38,7 +38,7 @@ def test_every_record_is_accounted_for(whole):
 
 @pytest.mark.slow
 def test_the_merged_model_says_what_the_adapter_says(whole):
-    from actionstudio.evaluate import evaluate_file
+    from actionstudio.evaluate_file import evaluate_file
     from actionstudio.store import load_json
     data, template = whole/'split/heldout.jsonl', whole/'assets/chat_template.jinja'
     evaluate_file(whole/'assets/model', data, whole.parent/'apart', adapter=whole/'train/adapter', chat_template=template, dtype='float32')
