@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'export', 'check', 'mix', 'critique', 'audit',
-           'critic_data', 'compare_scores', 'encode', 'view', 'plan', 'evaluate', 'launch', 'fetch', 'demo',
-           'GateFailed', 'run_command', 'main']
+           'critic_data', 'compare', 'encode', 'view', 'plan', 'evaluate', 'compare_scores', 'serve', 'parity',
+           'launch', 'fetch', 'demo', 'GateFailed', 'run_command', 'main']
 
 # %% ../nbs/50_cli.ipynb #c230b430
 import importlib
@@ -197,7 +197,7 @@ def critic_data(critiqued: Annotated[Path, typer.Argument(help='A folder that `a
     show(_call('critic_data:critic_data_file', critiqued, out, rubric, force), f'critic-data → {out}')
 
 @app.command()
-def compare_scores(first: Annotated[Path, typer.Argument(help='A folder that `actionstudio critique` made.')], second: Annotated[Path, typer.Argument(help='Another one, over the same runs.')]):
+def compare(first: Annotated[Path, typer.Argument(help='A folder that `actionstudio critique` made.')], second: Annotated[Path, typer.Argument(help='Another one, over the same runs.')]):
     "Say how far two judgements of the same runs agree: two judges, two modes, before and after.\n\nExample: actionstudio compare out/dear out/cheap"
     _agreements(f'{first} & {second}', _call('compare:compare', first, second))
 
@@ -291,6 +291,28 @@ def compare_scores(first: Annotated[Path, typer.Argument(help='A folder that `ac
     scores = [_call('scorecard:load_scores', p) for p in (first, second)]
     rows = [{'metric': c.metric, 'first': c.first, 'second': c.second, 'difference, 95 %': str(c.difference), 'p': f'{c.p:.3g}', 'test': c.test} for c in _call('scorecard:comparisons', *scores)]
     _rows(f'{first} → {second}', rows)
+
+# %% ../nbs/50_cli.ipynb #5e27e001
+@app.command()
+def serve(model: Annotated[Path, typer.Argument(help='A model folder.')], runs: Annotated[Path, typer.Argument(help='Queries for the golden prompts, Unified Format 2.0.')], out: Out,
+          chat_template: Annotated[Optional[Path], typer.Option(help='The Jinja file that was trained with.')] = None,
+          adapter: Annotated[Optional[Path], typer.Option(help='Export this adapter; the model stays where it is.')] = None,
+          prompts: Annotated[int, typer.Option(min=1, help='Golden prompts.')] = 20, max_new_tokens: Annotated[int, typer.Option(min=1, help='Of their replies.')] = 64, force: Force = False):
+    "Make the folder that a server is started on: weights or adapter, template, parser, generation settings, golden prompts.\n\nExample: actionstudio serve out/merged out/split/heldout.jsonl --out out/bundle"
+    report = _call('serve:bundle', model, out, runs, chat_template, adapter, prompts, max_new_tokens, force)
+    show({k: v for k, v in report.items() if k != 'commands'}, f'serve → {out}')
+    for name, line in report['commands'].items(): _out.print(f'{name}: {line}', soft_wrap=True, highlight=False, markup=False)
+
+@app.command()
+def parity(bundle: Annotated[Path, typer.Argument(help='A folder that `actionstudio serve` made.')], base_url: Annotated[str, typer.Option(help='The running server, such as http://localhost:8000/v1.')],
+           model: Annotated[Optional[str], typer.Option(help="By the name that the server knows; the bundle's folder without it.")] = None,
+           served: Annotated[Optional[Path], typer.Option(help="The server's folder, where it is on this machine.")] = None,
+           key_env: Annotated[str, typer.Option(help='The environment variable that holds the key.')] = 'OPENAI_API_KEY', timeout: Annotated[float, typer.Option(help='Seconds for one answer.')] = 120):
+    "Ask a running server whether it builds the prompts and reads the calls that were trained; exit code 1 at the first difference.\n\nExample: actionstudio parity out/bundle --base-url http://localhost:8000/v1"
+    from actionstudio.ask import Endpoint
+    found = _call('serve:parity', bundle, Endpoint(base_url=base_url, key_env=key_env, timeout=timeout), model, served)
+    show({f: getattr(found, f) for f in found.__struct_fields__ if f != 'difference'}, f'parity of {bundle} and {base_url}')
+    if not found.ok: _fail(found.difference)
 
 # %% ../nbs/50_cli.ipynb #a8de8575
 @app.command()
