@@ -200,11 +200,15 @@ def lost_fields(
     return list(dict.fromkeys(lost))
 
 # %% ../../nbs/03a_formats_chat.ipynb #c2bf3d0d
+_PARTS = ('text', 'image_url', 'image', 'input_audio', 'audio', 'video', 'file', 'document')  # Types of content parts
+
+def _parts(x) -> bool: return isinstance(x, list) and bool(x) and all(isinstance(p, dict) and p.get('type') in _PARTS for p in x)
+
 def _to_message(m: Message) -> dict:
     d = m.to_dict()
     as_text = lambda f: f.to_dict() | {'arguments': msgspec.json.encode(f.arguments).decode()}
     if m.calls: d['tool_calls'] = [c.to_dict() | {'function': as_text(c.function)} for c in m.calls]
-    if m.role == 'tool' and not isinstance(m.content, (str, list)): d['content'] = msgspec.json.encode(m.content).decode()
+    if m.role == 'tool' and not (isinstance(m.content, str) or _parts(m.content)): d['content'] = msgspec.json.encode(m.content).decode()
     return d
 
 @exports('openai')

@@ -17,7 +17,7 @@ import msgspec
 from ..convert import exports, find_format, formats, register
 from .chat import from_openai, from_sharegpt, lost_fields, to_openai
 from .pairs import from_lumos
-from ..schema import InputError, Message, Trajectory, with_system
+from ..schema import InputError, Message, Trajectory, evaluation_only, with_system
 from ..store import fingerprint, stage, trajectories, write
 
 # %% ../../nbs/03l_formats_targets.ipynb #f379c362
@@ -100,6 +100,16 @@ def from_llamafactory(r: dict) -> dict:
     "Read as ShareGPT; `<think>` text stays text."
     return from_sharegpt(r)
 
+# %% ../../nbs/03l_formats_targets.ipynb #6245bec3
+def _lf_tool(f: dict, lost: list) -> dict:  # Its default tool text reads `parameters.properties` of every function, and joins what an `enum` lists
+    p = f.get('parameters')
+    if not isinstance(p, dict) or not isinstance(p.get('properties'), dict):
+        lost.append('tools[].function.parameters.properties (absent: none are named)')
+        return f | {'parameters': {"type": "object"} | (p or {}) | {"properties": {}}}
+    odd = any(isinstance(x, dict) and any(not isinstance(v, str) for v in x.get('enum') or []) for x in p['properties'].values())
+    lost += ['tools[] (an enum of other values than text, at which templates without a tool format of their own stop)'] * odd
+    return f
+
 # %% ../../nbs/03l_formats_targets.ipynb #85a8c844
 @exports('llamafactory')
 def to_llamafactory(t: Trajectory) -> tuple[dict, list[str]]:
@@ -112,26 +122,26 @@ def to_llamafactory(t: Trajectory) -> tuple[dict, list[str]]:
     lost += ['conversation[] after the last assistant message'] * (last < len(rows))
     turns = [x for role, ms in groupby(rows[:last], lambda m: m.role) for x in _lf_side(role, list(ms), lost)]
     if lf_problem(turns): lost.append(f"(LLaMA-Factory drops the record: {'turns do not alternate' if turns else 'no turn of the model'})")
-    tools = {"tools": msgspec.json.encode([x.function.to_dict() for x in t.tools]).decode()} if t.tools else {}
+    tools = msgspec.json.encode([_lf_tool(x.function.to_dict(), lost) for x in t.tools]).decode() if t.tools else ''
     lost += [f'tools[].{k}' for x in t.tools for k in x.extra]
-    return {"id": t.id, "conversations": turns} | ({"system": system} if system else {}) | tools, lost
+    return {"id": t.id, "conversations": turns, "system": system, "tools": tools}, lost
 
 # %% ../../nbs/03l_formats_targets.ipynb #a99a291e
-@register('axolotl', 'axolotl chat_template: OpenAI messages, schemas as JSON text', needs=('messages',),
-          fits=lambda r: 'is read as openai')
+_texts = lambda x: x | {k: msgspec.json.encode(x[k]).decode() for k in ('messages', 'tools')}
+
+@register('axolotl', 'axolotl chat_template: OpenAI messages and tools as JSON text', needs=('messages',), fits=lambda r: 'is read as openai')
 def from_axolotl(r: dict) -> dict:
-    "OpenAI messages whose tools have their parameters as JSON text."
-    decoded = lambda f: f | {'parameters': msgspec.json.decode(f['parameters'])} if isinstance(f.get('parameters'), str) else f
-    return from_openai(r | {"tools": [x | {'function': decoded(x['function'])} for x in r.get('tools') or []]})
+    "OpenAI messages and tools that are JSON text."
+    return from_openai(r | {k: msgspec.json.decode(r[k]) for k in ('messages', 'tools') if isinstance(r.get(k), str)})
 
 @exports('axolotl')
 def to_axolotl(t: Trajectory) -> tuple[dict, list[str]]:
     "Messages and tools for axolotl."
-    text = lambda f: f | {'parameters': msgspec.json.encode(f['parameters']).decode()} if 'parameters' in f else f
-    record, _ = to_openai(t)
-    record = record | {"tools": [x | {'function': text(x['function'])} for x in record['tools']]}
-    if not t.tools: del record['tools']
-    return record, lost_fields(t, record, from_axolotl)
+    record, lost = to_openai(t)
+    unread = lambda x: isinstance(x, list) and any(isinstance(p, dict) and p.get('type', 'text') != 'text' for p in x)
+    lost = lost + ['conversation[].content (parts that are no text)'] * any(unread(m.get('content')) for m in record['messages'])
+    lost += ['(no message of the model to train)'] * all(m.role != 'assistant' for m in t.conversation)
+    return _texts(record), lost
 
 # %% ../../nbs/03l_formats_targets.ipynb #ac84a8b2
 class LumosStep(msgspec.Struct):
@@ -227,11 +237,12 @@ def entry(
         info = {name: {"file_name": data, "formatting": "sharegpt", "columns": columns, "tags": tags}}
         return {'dataset_info.json': msgspec.json.format(msgspec.json.encode(info), indent=2).decode() + '\n'}
     if format != 'axolotl': return {}
-    return {'axolotl.yaml': f'datasets:\n  - path: {data}\n    ds_type: json\n    type: chat_template\n    field_messages: messages\n'
-                            '    field_tools: tools\n    roles_to_train: ["assistant"]\n    train_on_eos: turn\n'}
+    return {'axolotl.yaml': f'datasets:\n  - path: {data}  # As seen from where axolotl is started\n    ds_type: json\n    type: chat_template\n'
+                            '    field_messages: messages\n    field_tools: tools\n    roles_to_train: ["assistant"]\n    train_on_eos: turn\n'}
 
 # %% ../../nbs/03l_formats_targets.ipynb #53510c16
 _USELESS = ('(LLaMA-Factory drops', '(no call', '(no message', '(no answer')  # Losses after which nothing is left to train
+_TRAINED = ('trl', 'llamafactory', 'axolotl', 'alpaca', *LUMOS)  # Written to train on
 
 def written(
     runs,            # Trajectories
@@ -243,6 +254,7 @@ def written(
     if f is None or f.export is None: raise InputError(f'format {format!r}: cannot be written; those that can: {can}')
     for t in runs:
         report['records_in'] += 1
+        if format in _TRAINED and evaluation_only(t): report['left out: evaluation only (meta.split)'] += 1; continue
         parts = list(assistant_turns(t)) if format == 'trl' and not t.chosen else [t]
         if not parts: report['left out: no assistant message'] += 1
         for part in parts:
