@@ -24,6 +24,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import msgspec
 
+from .infer import Inferred, groups_of, infer_file, infer_runs, inferred
 from .schema import InputError, Message, Trajectory, problems, shown, surely_valid
 from .store import Block, Rejected, blocks, fingerprint, head, load_json, shards, source_file, stage, writing
 
@@ -221,6 +222,8 @@ class Report(msgspec.Struct, kw_only=True, repr_omit_defaults=True):
     carried: Counter = msgspec.field(default_factory=Counter)   # Raw fields that found a home
     kept: Counter = msgspec.field(default_factory=Counter)      # Raw fields without a home, kept in `meta.raw` or in place
     lifted: Counter = msgspec.field(default_factory=Counter)    # Schema types rewritten
+    inferred: Counter = msgspec.field(default_factory=Counter)  # Tool → calls that its schema was inferred from, where that was asked for
+    inferred_runs: int = 0    # That got inferred tools
     skipped: dict[str, str] = {}                                # Files of a folder that were not read, and why
     sources: dict[str, 'Report'] = {}                           # The same counts for each of several sources
     seconds: float = 0.0
@@ -238,13 +241,17 @@ class Report(msgspec.Struct, kw_only=True, repr_omit_defaults=True):
         for k in record:
             if not raw or k not in raw: self.carried[f'$.{k}'] += 1
 
+    def infer(self, found: Inferred):
+        "Count tools that were inferred."
+        self.inferred.update(found.calls); self.inferred_runs += found.runs; self.tools += found.tools
+
     def merge(self, other: 'Report'):
         "Add the counts of another report."
-        for f in ('rejected', 'formats', 'carried', 'kept', 'lifted'): getattr(self, f).update(getattr(other, f))
+        for f in ('rejected', 'formats', 'carried', 'kept', 'lifted', 'inferred'): getattr(self, f).update(getattr(other, f))
         for f in _NUMBERS: setattr(self, f, getattr(self, f) + getattr(other, f))
         self.seconds = round(self.seconds + other.seconds, 3)
 
-_NUMBERS = 'records_in', 'records_out', 'messages', 'calls', 'parallel_turns', 'results', 'tools', 'renamed_ids'
+_NUMBERS = 'records_in', 'records_out', 'messages', 'calls', 'parallel_turns', 'results', 'tools', 'renamed_ids', 'inferred_runs'
 _FIELDS = frozenset(Message.__struct_fields__) - {'extra'}
 
 # %% ../nbs/02_convert.ipynb #23a87c42
@@ -260,7 +267,8 @@ def _frame(self: Report):
     import pandas as pd
     def column(r):
         plain = {('records', f): getattr(r, f) for f in (*_NUMBERS, 'seconds')}
-        parts = {'rejected': r.rejected, 'format': r.formats, 'field carried': r.carried, 'field kept': r.kept, 'type lifted': r.lifted}
+        parts = {'rejected': r.rejected, 'format': r.formats, 'field carried': r.carried, 'field kept': r.kept, 'type lifted': r.lifted,
+                 'tool inferred, calls': r.inferred}
         parts['file skipped'] = Counter(r.skipped.values())
         return plain | {(part, k): n for part, counts in parts.items() for k, n in counts.items()}
     columns = {name: column(r) for name, r in self.sources.items()} | {'all': column(self)}
@@ -367,11 +375,20 @@ def convert(
     records: Iterable,      # As for `converting`
     format: str = 'auto',   # Or a name from `formats()`
     source: str = 'record',
+    infer_tools: bool = False,  # Where no run declares tools, those that the calls imply; marked in `meta.provenance.tools`
 ) -> Conversion:
     "Convert records that fit in memory."
     report = Report()
     out = list(converting(records, format, source, report))
+    if infer_tools: out = _with_inferred(out, report)
     return Conversion([t for t in out if not isinstance(t, Rejected)], [r for r in out if isinstance(r, Rejected)], report)
+
+def _with_inferred(out: list, report: Report) -> list:
+    runs = [('', t.to_dict()) for t in out if isinstance(t, Trajectory)]
+    groups = groups_of(runs)
+    given = infer_runs(runs, groups)
+    for found in inferred(groups).values(): report.infer(found)
+    return [super(Trajectory, Trajectory).from_dict(next(given)) if isinstance(t, Trajectory) else t for t in out]
 
 # %% ../nbs/02_convert.ipynb #2d8a3eb0
 class Export(msgspec.Struct):
@@ -577,6 +594,7 @@ def convert_file(
     engine: str = 'local',  # Or `ray`
     suffix: str = '.jsonl', # Of the data: `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet`
     shard: int | None = None,  # Trajectories in one file of the output; None: one file
+    infer_tools: bool = False, # As for `convert`; the data are read and written once more
 ) -> dict:                  # The report
     "Convert files of raw records, in bounded memory. Broken lines and records that cannot be carried go to `rejected.jsonl`."
     if engine not in ('local', 'ray'): raise InputError(f'engine {engine!r}: unknown, expected local or ray')
@@ -584,12 +602,12 @@ def convert_file(
     if any(n is not None and n < 1 for n in (workers, shard)): raise InputError('workers and shard: found a number under 1, expected at least 1')
     files, skipped = _all_files([source] if isinstance(source, (str, Path)) else list(source), format)
     made = {'command': 'convert', 'format': format, 'limit': limit, 'sources': {}}
-    made |= ({} if suffix == '.jsonl' else {'suffix': suffix}) | ({'shard': shard} if shard else {})
+    made |= ({} if suffix == '.jsonl' else {'suffix': suffix}) | ({'shard': shard} if shard else {}) | ({'infer_tools': True} if infer_tools else {})
     if workers is None: workers = (os.cpu_count() or 1) if sum(p.stat().st_size for p, *_ in files) > 1 << 26 else 1
     prints, known = functools.partial(_prints, files, format), made['sources']
     new = force or not (Path(out)/'report.json').exists()  # Nothing to compare with: the fingerprints may come later
     if not (new and workers > 1 and engine == 'local'): known.update(prints())
-    work = lambda folder: _convert_into(folder, _done(files, format, limit, workers, engine, prints, known), skipped, f'data{suffix}', shard, progress)
+    work = lambda folder: _convert_into(folder, _done(files, format, limit, workers, engine, prints, known), skipped, f'data{suffix}', shard, progress, infer_tools)
     return stage(out, made, lambda folder: work(folder) | {'made_by': made}, force)
 
 def _prints(files: list, format: str) -> dict[str, str]:  # Of each file that is read
@@ -604,7 +622,7 @@ def _all_files(sources: list, format: str) -> tuple[list, dict]:
     files = [(p, name if names[name] == 1 else str(p), s) for s, (files, _) in found.items() for p, name in files]
     return files, {k: why for _, skipped in found.values() for k, why in skipped.items()}
 
-def _convert_into(folder: Path, work: Iterator[_Done], skipped: dict, name: str, shard: int | None, progress) -> dict:
+def _convert_into(folder: Path, work: Iterator[_Done], skipped: dict, name: str, shard: int | None, progress, infer_tools: bool) -> dict:
     start, total, ids = time.perf_counter(), Report(skipped=skipped), Ids()
     with writing(folder/name, True, shard) as put, writing(folder/'rejected.jsonl', True) as refuse:
         def rows():
@@ -615,6 +633,8 @@ def _convert_into(folder: Path, work: Iterator[_Done], skipped: dict, name: str,
                     yield text
                 for report in (total, total.sources.setdefault(done.source, Report())): report.merge(done.report)
         for text in progress(rows(), 'convert'): put(msgspec.Raw(text))
+    for source, found in (infer_file(folder/name, [(s, r.records_out) for s, r in total.sources.items()], shard) if infer_tools else {}).items():
+        total.infer(found); total.sources[source].infer(found)
     if len(total.sources) < 2: total.sources.clear()
     total.seconds = round(time.perf_counter() - start, 3)
     return msgspec.to_builtins(total)

@@ -8,6 +8,7 @@ from actionstudio.convert import convert, scan_joined
 from actionstudio.formats.trees import toolbench_name, tree_pairs
 from actionstudio.rules import check
 from actionstudio.schema import calls_of, problems
+from actionstudio.store import read, trajectories
 
 DATA = Path(__file__).parent.parent.parent/'shared'/'data'
 TREES = DATA/'toolbench_dfs'
@@ -81,3 +82,13 @@ def test_questions_and_answers_name_functions_alike():
 def test_a_broken_document_is_one_rejected_record(tmp_path):
     (tmp_path/'x.json').write_text('{\n "win": true,\n "tree": {\n  "tree"')
     assert [r.reason for r in convert(scan_joined(tmp_path/'x.json')).rejected] == ['broken_json']
+
+
+def test_pairs_by_the_command(tmp_path, actionstudio):
+    code, _, err = actionstudio('convert', TREES/'answer', '--format', 'toolbench_pairs', '-o', tmp_path/'pairs')
+    report = json.loads((tmp_path/'pairs/report.json').read_text())
+    assert code == 0 and (report['records_out'], report['formats']) == (6, {'toolbench_pairs': 6}), err
+    runs = list(trajectories(tmp_path/'pairs/data.jsonl'))
+    trees = {t.id.rpartition('-pair-')[0] for t in runs} | {r['id'] for r in read(tmp_path/'pairs/rejected.jsonl')}
+    assert len(trees) == len(FILES) == 15 and set(report['rejected']) == {'no_pair'}
+    assert all(t.chosen and t.rejected and t.tools and t.meta['provenance']['place'] for t in runs)

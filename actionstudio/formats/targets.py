@@ -129,7 +129,8 @@ def to_llamafactory(t: Trajectory) -> tuple[dict, list[str]]:
 # %% ../../nbs/03l_formats_targets.ipynb #a99a291e
 _texts = lambda x: x | {k: msgspec.json.encode(x[k]).decode() for k in ('messages', 'tools')}
 
-@register('axolotl', 'axolotl chat_template: OpenAI messages and tools as JSON text', needs=('messages',), fits=lambda r: 'is read as openai')
+@register('axolotl', 'axolotl chat_template: OpenAI messages and tools as JSON text', needs=('messages',),
+          fits=lambda r: '' if isinstance(r['messages'], str) else 'is read as openai')
 def from_axolotl(r: dict) -> dict:
     "OpenAI messages and tools that are JSON text."
     return from_openai(r | {k: msgspec.json.decode(r[k]) for k in ('messages', 'tools') if isinstance(r.get(k), str)})
