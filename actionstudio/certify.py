@@ -11,7 +11,7 @@ from typing import Iterator
 
 import msgspec
 
-from .encode import Encoded, cuts
+from .encode import THOUGHTS, Encoded, cuts
 from .render import _RAISED, as_text
 from .schema import InputError, Trajectory
 from .template import ChatTemplate, as_rows, probe
@@ -55,6 +55,8 @@ def _now(t: Trajectory, ct: ChatTemplate, rows: list) -> str:
     finally: held.pop('strftime_now', None)
 
 # %% ../nbs/12_certify.ipynb #8c4eff54
+_CLOSES = re.compile('|'.join(map(re.escape, THOUGHTS.values())))
+
 def _expected(prompt: str, answer: str, through: str, stops: re.Pattern) -> bool:
     found = [m for m in stops.finditer(answer)]
     if len(found) != 1 or found[0].end() != len(answer): return False
@@ -62,9 +64,10 @@ def _expected(prompt: str, answer: str, through: str, stops: re.Pattern) -> bool
         rest = through[len(prompt):]
         ends = stops.search(rest)
         return answer == rest[:ends.end()] and not rest[ends.end():].strip() if ends else answer[:found[0].start()].rstrip() == rest.rstrip()
-    said = answer.rsplit('</think>', 1)[-1].strip()
-    ends = max((m.end() for m in stops.finditer(through)), default=0)
-    return bool(said) and ((through[:ends] if through[ends:].strip() == '' else through).endswith(said))
+    said, ends = _CLOSES.split(answer)[-1], max((m.end() for m in stops.finditer(through)), default=0)
+    if said.strip() and (through[:ends] if not through[ends:].strip() else through).endswith(said.strip()): return True
+    said = said[:-len(found[0][0])].strip()  # The stop token stands in the next message
+    return bool(said) and through.rstrip().endswith(said)
 
 def _says(t: Trajectory, x: Served, answer: str, calls: int, may_drop: tuple[str, ...]) -> Iterator[str]:
     m, where, at = t.conversation[x.message], f'conversation[{x.message}]', 0
