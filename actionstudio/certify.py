@@ -43,7 +43,7 @@ def served(
         if not asks[0][1].startswith(asks[0][0]): asks.append((ct.text(t, rows[:k], True, **thinks), ct.text(t, rows[:k + 1], **thinks)))
         calls = len(m.get('tool_calls') or [])
         out.append(Served(i, parts.get(i, 0), calls, asks)); parts[i] = parts.get(i, 0) + calls
-    if out and (now := _now(t, ct, rows[:k + 1])) != ct.text(t, rows): raise InputError(f'{t.id}: transformers renders {now[-60:]!r}, and we otherwise')
+    if out and (now := _now(t, ct, rows[:k + 1]).removesuffix(ct.dialect.tail)) != ct.text(t, rows): raise InputError(f'{t.id}: transformers renders {now[-60:]!r}, and we otherwise')
     return out
 
 def _now(t: Trajectory, ct: ChatTemplate, rows: list) -> str:
@@ -79,6 +79,12 @@ def _says(t: Trajectory, x: Served, answer: str, calls: int, may_drop: tuple[str
         at = found[1][1]
 
 # %% ../nbs/12_certify.ipynb #8824c2cd
+def _apart(whole: tuple[int, int], text: str, enc, stops: re.Pattern) -> list[tuple[int, int]]:  # One turn may follow another without a header between them
+    start, end = enc.token_to_chars(whole[0])[0], enc.token_to_chars(whole[1] - 1)[1]
+    inner = [enc.char_to_token(m.end()) for m in stops.finditer(text, start, end) if m.end() < end]
+    edges = [whole[0], *(k for k in inner if k is not None), whole[1]]
+    return list(zip(edges, edges[1:]))
+
 def _prefix(tok, text: str, ids: list[int], enc, char: int, special: re.Pattern | None) -> int | None:  # Tokens of the prompt, if it is an exact prefix
     at = max((m.end() for m in special.finditer(text, max(0, char - 4000), char)), default=0) if special else 0
     head = tok.backend_tokenizer.encode(text[at:char], add_special_tokens=False).ids
@@ -87,12 +93,12 @@ def _prefix(tok, text: str, ids: list[int], enc, char: int, special: re.Pattern 
 
 def _stretches(mask: list[int]) -> list[tuple[int, int]]: return [m.span() for m in re.finditer(b'\x01+', bytes(mask))]
 
-def _trained(row: Encoded, tok, asks: list[tuple[str, str]], special) -> Iterator[tuple[str, str] | str]:  # (prompt, answer) of each stretch, or a problem
+def _trained(row: Encoded, tok, asks: list[tuple[str, str]], special, stops: re.Pattern) -> Iterator[tuple[str, str] | str]:  # (prompt, answer) of each stretch, or a problem
     enc = tok.backend_tokenizer.encode(row.text, add_special_tokens=False)
     if enc.ids != row.input_ids:
         yield _cut(row, tok, asks) or 'ids are not what the tokenizer gives for the text'
         return
-    for a, b in _stretches(row.loss_mask):
+    for a, b in (x for whole in _stretches(row.loss_mask) for x in _apart(whole, row.text, enc, stops)):
         start, end = enc.token_to_chars(a)[0], enc.token_to_chars(b - 1)[1]
         if _prefix(tok, row.text, enc.ids, enc, start, special) != a: yield f'token {a} begins to train, and what stands before is not tokenised as a prompt'
         else: yield row.text[:start], row.text[start:end]
@@ -129,7 +135,7 @@ def certify(
     found, times = [], [0] * len(answers)
     for k, row in enumerate(encoded):
         found += [f'row {k}: {p}' for p in _row_problems(row, [q for _, q in asks], max_length)]
-        for said in _trained(row, ct.tokenizer, asks, special):
+        for said in _trained(row, ct.tokenizer, asks, special, stops):
             if isinstance(said, str): found.append(f'row {k}: {said}'); continue
             n = next((n for n, x in enumerate(answers) if any(p == said[0] and _expected(p, said[1], q, stops) for p, q in x.asks)), None)
             if n is None: found.append(f'row {k}: trains {said[1]!r:.60}, which is no whole turn behind the prompt that a server sends'); continue

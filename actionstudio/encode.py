@@ -96,13 +96,17 @@ def _joined(p: str, q: str, thought: str) -> tuple[str, str] | None:  # (answer 
 # %% ../nbs/11_encode.ipynb #7c1f04aa
 def _quiet(m: dict) -> dict: return {f: v for f, v in m.items() if f not in ('reasoning_content', 'thinking')} | ({'content': ''} if m.get('tool_calls') else {})
 
-def _alone(ct: ChatTemplate, t: Trajectory, rows: list, k: int, through: str) -> str | None:  # The answer, as it stands behind a user's word
+def _alone(ct: ChatTemplate, t: Trajectory, rows: list, k: int, prompt: str, through: str) -> str | None:  # The answer, as it stands behind a user's word
     for before in ([r for r in rows[:1] if r[1]['role'] == 'system'], []):
         before = [*before, (rows[k][0], {'role': 'user', 'content': 'zquser'})]
         try: p, q = ct.text(t, before, True), ct.text(t, [*before, rows[k]])
         except TemplateFailure: continue
         found = _joined(p, q, rows[k][1].get('reasoning_content') or '')
         if found and found[0].strip() and through.rstrip().endswith(found[0].strip()): return found[0]
+    try: other = ct.text(t, [*rows[:k], (rows[k][0], {'role': 'assistant', 'content': '\0'})])
+    except TemplateFailure: return None
+    same = commonprefix([through, other])  # Behind these prompts the two differ from their first letter
+    return through[len(same):] if prompt.rstrip().endswith(same.rstrip()[-8:]) else None
 
 def _continued(ct: ChatTemplate, t: Trajectory, rows: list, k: int, prompt: str, through: str) -> tuple[str, str, str, str]:  # (P, P + answer, Q, note)
     thought = rows[k][1].get('reasoning_content') or ''
@@ -113,7 +117,7 @@ def _continued(ct: ChatTemplate, t: Trajectory, rows: list, k: int, prompt: str,
     calm = [(i, _quiet(m)) for i, m in rows[:k]]
     if through.startswith(before := ct.text(t, calm, True)) and before != prompt: return prompt, prompt + through[len(before):], '', 'history_rewritten'
     if found := _joined(prompt, through, thought): return prompt, prompt + found[0], '', found[1]
-    if answer := _alone(ct, t, rows, k, through): return prompt, prompt + answer, '', 'answer_alone'
+    if answer := _alone(ct, t, rows, k, prompt, through): return prompt, prompt + answer, '', 'answer_alone'
     raise Refused('does_not_continue', f'{t.id}: conversation[{rows[k][0]}]: the template does not continue its own generation prompt {prompt[len(commonprefix([prompt, through])):]!r:.60}')
 
 # %% ../nbs/11_encode.ipynb #1201acc0

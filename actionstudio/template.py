@@ -23,6 +23,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     "Where a template departs from the plain OpenAI form. The defaults are that form."
     system: str = 'role'           # role | in_user (before the first user's text)
     tools: str | None = 'tools'    # A key of `TOOL_FORMS`; None: the template shows no tools
+    without: str = 'none'          # A conversation without tools gives the template none | empty (an empty list)
     filled: bool = False           # Tools get an empty description, and parameters, where they have none
     arguments: str = 'object'      # object | json (a string)
     empty: str = 'text'            # Content of a message that only calls: text ('') | absent
@@ -32,6 +33,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str | None = 'field'# field | inline (`<think>` in the content); None: shows no thoughts
     beside: bool = True            # Text beside calls is shown
     stops: tuple[str, ...] = ()    # Tokens that end a turn
+    tail: str = ''                 # What the template writes behind a finished turn although nobody asked it to go on
 
 # %% ../nbs/10_template.ipynb #0e1f3414
 def _command_r(f: dict) -> dict:
@@ -101,7 +103,7 @@ def tools_for(
     dialect: Dialect,
 ) -> dict:  # Template arguments
     "Tool definitions as a template of this dialect takes them."
-    if not tools or dialect.tools is None: return {}
+    if dialect.tools is None or not tools and dialect.without == 'none': return {}
     if dialect.filled: tools = [t | {'function': {'description': '', 'parameters': {'type': 'object', 'properties': {}}} | t['function']} for t in tools]
     return TOOL_FORMS[dialect.tools](tools)
 
@@ -143,7 +145,8 @@ class ChatTemplate:
 
     def text(self, t: Trajectory, rows: list[tuple[int, dict]], ask: bool = False, **more) -> str:
         "What a server writes for these rows. Raises `TemplateFailure`."
-        return blame(t.id, rows, functools.partial(self.renderer, **self.tools(t) | more), ask)
+        said = blame(t.id, rows, functools.partial(self.renderer, **self.tools(t) | more), ask)
+        return said if ask else said.removesuffix(self.dialect.tail)
 
     def beginnings(self, t: Trajectory, rows: list[tuple[int, dict]]) -> Callable[[int, bool], str]:  # (number of rows, ask) → as `text` for those rows
         "What a server writes before and after each assistant's turn; from one rendering, as far as it is proven."
@@ -151,7 +154,8 @@ class ChatTemplate:
         try: known = self._prefixes([m for _, m in rows], {(k, True) for k in at} | {(k + 1, False) for k in at}, **self.tools(t)) if self._prefixes else {}
         except _RAISED: known = {}  # Rendered one by one, it says where
         else: self._prefixes = self._prefixes if known or len(at) < 2 else None  # It looks ahead before it writes
-        return lambda n, ask: known[n, ask] if (n, ask) in known else self.text(t, rows[:n], ask)
+        said = lambda n, ask: known[n, ask] if ask else known[n, ask].removesuffix(self.dialect.tail)
+        return lambda n, ask: said(n, ask) if (n, ask) in known else self.text(t, rows[:n], ask)
 
     def prompt(self, t: Trajectory, i: int) -> str:
         "What a server sends before message `i` of the conversation."
@@ -194,7 +198,7 @@ class _Probe:  # Settles one trait of a dialect after the other, and notes what 
         except TemplateFailure as e: return str(e).removeprefix('probe: ').replace('conversation', 'message')[:150]
         for w in words:
             if w not in text: return f'{w} vanished{self.owner(w, messages)}'
-        return next((f'wrote {x!r}' for x in _FOREIGN if x in text), '')
+        return next((f'wrote {x!r}' for x in _FOREIGN if x in text and x not in self.renderer.source), '')
 
     def owner(self, word, messages): return next((f" from message[{n}] ({m['role']})" for n, m in enumerate(messages) if word in str(m)), '')
 
@@ -216,7 +220,10 @@ _with = msgspec.structs.replace
 
 def _probe_parts(p: _Probe) -> Dialect:
     d = Dialect()
-    if p.says(d, [_USER], ['zquser'], ask=True): raise TemplateFailure(f"chat template: a single user message {p.says(d, [_USER], ['zquser'], ask=True)}")
+    if why := p.says(d, [_USER], ['zquser'], ask=True):
+        d = next((x for f in TOOL_FORMS if not p.says(x := _with(d, tools=f, without='empty'), [_USER], ['zquser'], ask=True)), None)
+        if not d: raise TemplateFailure(f'chat template: a single user message {why}')
+        p.note('no tools', 'adapted', f'without: empty ({why})')
     d = p.first('system', [d, _with(d, system='in_user')], [_SYSTEM, _USER], ['zqsystem', 'zquser'], ask=True) or d
     forms = [_with(d, tools=f) for f in TOOL_FORMS]
     d = p.first('tools', forms, [_SYSTEM, _USER], ['zqtool', 'zqkey', 'zqcount'], tools=[_TOOL], ask=True) or _with(d, tools=None)
@@ -235,13 +242,21 @@ def _probe_calls(p: _Probe, d: Dialect) -> Dialect:
     return _with(d, beside=beside is not None)
 
 # %% ../nbs/10_template.ipynb #264a7f96
+def _tail(p: _Probe, d: Dialect, special: list[str]) -> str:  # The request to go on, where it stands behind an answer that nobody asked to go on
+    try: asked, text = (p.renderer([_spoken(m, d) for m in ms], ask, **tools_for([], d)) for ms, ask in (([_USER], True), ([_USER, _SAID], False)))
+    except _RAISED: return ''
+    request = asked.rpartition('zquser')[2]
+    first = min((x for x in special if x in request), key=request.index, default=None)
+    if not first or not text.endswith(request) or not text.rpartition('zqanswer')[2].strip(): return ''
+    return request[request.index(first) + len(first):]
+
 def _ending(p: _Probe, d: Dialect, messages: list[dict], following: dict, special: list[str]) -> str | None:
     more = tools_for([_TOOL], d)
     write = lambda ms: p.renderer([_spoken(m, d) for m in ms], **more)
     try: text, after = write(messages), write([*messages, following])
     except _RAISED: return None
     ends = lambda s: next((x for x in special if s.rstrip().endswith(x)), None)
-    if found := ends(text): return found
+    if found := ends(text.removesuffix(d.tail)): return found
     rest = after[len(text):].lstrip() if after.startswith(text) else ''
     return next((x for x in special if rest.startswith(x)), None)
 
@@ -249,6 +264,8 @@ def _probe_turns(p: _Probe, d: Dialect, stops) -> Dialect:
     thinks = _SAID | {'reasoning_content': _THOUGHT, 'thinking': _THOUGHT}
     d = p.first('thoughts', [d, _with(d, reasoning='inline')], [_USER, thinks], ['zqthought', 'zqanswer']) or _with(d, reasoning=None)
     special = sorted((str(x) for x in p.tokenizer.added_tokens_decoder.values() if x.special), key=len, reverse=True)
+    d = _with(d, tail=_tail(p, d, special))
+    if d.tail: p.note('the end of a turn', 'adapted', f'tail: {d.tail}')
     ends = [_ending(p, d, [_USER, _SAID], _USER, special), _ending(p, d, [_USER, _call(1)], _result(1), special) if d.calls else None]
     if stops is None: stops = [x for x in dict.fromkeys(ends) if x] or [p.tokenizer.eos_token]
     p.note('stop tokens', 'said' if any(ends) else 'not said', ' '.join(stops))

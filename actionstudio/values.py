@@ -14,7 +14,7 @@ from .render import as_text
 from .schema import Message
 
 # %% ../nbs/10_values.ipynb #7b22d51c
-_GAP = 48  # Characters of markup that may stand between a key and its value
+_GAP = 128  # Characters of markup that may stand between a key and its value
 
 def _written(v) -> list[str]:  # The notations of a value that is no container
     if isinstance(v, str):
