@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'export', 'check', 'mix', 'critique', 'audit',
-           'critic_data', 'compare', 'encode', 'view', 'plan', 'evaluate', 'compare_scores', 'serve', 'parity',
-           'launch', 'fetch', 'demo', 'GateFailed', 'run_command', 'main']
+           'critic_data', 'compare', 'encode', 'view', 'contamination', 'plan', 'train', 'merge', 'evaluate',
+           'compare_scores', 'serve', 'parity', 'ablate', 'launch', 'fetch', 'demo', 'GateFailed', 'run_command',
+           'main']
 
 # %% ../nbs/50_cli.ipynb #c230b430
 import importlib
@@ -240,6 +241,21 @@ def view(encoded: Annotated[Path, typer.Argument(help='A folder that `actionstud
     "Write one static page that shows encoded trajectories, token by token.\n\nExample: actionstudio view out/encoded --tokenizer models/smol --out out/view.html"
     show(_call('view:view_file', encoded, out, tokenizer, source, limit, force), f'view → {out}')
 
+# %% ../nbs/50_cli.ipynb #c0de0004
+@app.command()
+def contamination(train: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], out: Out,
+                  against: Annotated[list[str], typer.Option(help='A benchmark, as NAME=FILE; raw or Unified 2.0.')],
+                  words: Annotated[int, typer.Option(min=2, help='In a word sequence.')] = 8, overlap: Annotated[float, typer.Option(help="Least share of a question's sequences.")] = 0.5,
+                  alike: Annotated[float, typer.Option(help='Least likeness of whole runs.')] = 0.8,
+                  fail_on: Annotated[Optional[list[str]], typer.Option(help='query, tool or run: exit code 1 when a record shares one.')] = None, force: Force = False):
+    "Say which training records know a benchmark: its questions, its tools, its runs.\n\nExample: actionstudio contamination out/mix/train.jsonl --against bfcl=BFCL_v4_multiple.json --out out/contamination"
+    named = dict(a.partition('=')[::2] for a in against)
+    if odd := next((n for n, p in named.items() if not n or not p), None): raise InputError(f'--against: found {odd!r}, expected NAME=FILE')
+    report = _call('contamination:contamination_file', train, named, out, words, overlap, alike, force)
+    show({'records': report['records'], 'know a benchmark': report['known']}, f'contamination → {out}')
+    _rows('Training records that share something with', [{'benchmark': n, **c} for n, c in report['benchmarks'].items()])
+    if hit := {f'{n}, {k}': c[k] for n, c in report['benchmarks'].items() for k in fail_on or () if c.get(k)}: _fail(f"found {', '.join(f'{v} × {k}' for k, v in hit.items())}, as --fail-on asked")
+
 # %% ../nbs/50_cli.ipynb #a7c1d2e3
 @app.command()
 def plan(model: Annotated[str, typer.Argument(help='A model folder, a config.json, or a known shape such as llama-3.1-8b.')],
@@ -258,6 +274,24 @@ def plan(model: Annotated[str, typer.Argument(help='A model folder, a config.jso
     _out.print(table, *notes, sep='\n')
 
 # %% ../nbs/50_cli.ipynb #232047bf
+@app.command()
+def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
+          budget: Annotated[Optional[int], typer.Option(help="Trained tokens, in place of the file's.")] = None):
+    "Train what a run file says; the same command goes on after a kill.\n\nExample: actionstudio train run.yaml"
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    settings = _call('config:read_run', run, **({} if budget is None else {'budget': budget, 'epochs': None}))
+    with Progress(TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(), console=_err, disable=not _err.is_terminal) as bar:
+        task = bar.add_task('loading')
+        def on_step(x): bar.update(task, total=x['steps'], completed=x['step'], description=f"step {x['step']}/{x['steps']}  loss {x['loss']:.3f}  {x['trained_tokens']:,} trained tokens")
+        show(_call('dpo:train_dpo' if settings.objective == 'dpo' else 'sft:train_sft', settings, on_step), f'train → {settings.out}')
+
+@app.command()
+def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter, as training writes it.')],
+          base: Annotated[Path, typer.Option(help='The model folder that it was trained on.')], out: Out,
+          dtype: Annotated[str, typer.Option(help="Of the merged weights: auto (the base's own), float32 or bfloat16.")] = 'auto', force: Force = False):
+    "Merge an adapter into its base.\n\nExample: actionstudio merge out/train/adapter --base models/smol --out out/merged"
+    show(_call('model:merge', adapter, base, out, dtype, force), f'merge → {out}')
+
 @app.command()
 def evaluate(model: Annotated[str, typer.Argument(help='A model folder; with --base-url the name that the server knows.')],
              source: Annotated[Path, typer.Argument(help='Unified Format 2.0, where the last assistant turn is the truth; or what --suite reads.')], out: Out,
@@ -315,6 +349,19 @@ def parity(bundle: Annotated[Path, typer.Argument(help='A folder that `actionstu
     found = _call('serve:parity', bundle, Endpoint(base_url=base_url, key_env=key_env, timeout=timeout), model, served)
     show({f: getattr(found, f) for f in found.__struct_fields__ if f != 'difference'}, f'parity of {bundle} and {base_url}')
     if not found.ok: _fail(found.difference)
+
+# %% ../nbs/50_cli.ipynb #c0de0005
+@app.command()
+def ablate(model: Annotated[Path, typer.Argument(help='A model folder.')], train: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], heldout: Annotated[Path, typer.Argument(help='Clean queries on other tools.')], out: Out,
+           run: Annotated[Path, typer.Option(help='A run file (YAML) with `budget`; its model, data and out are not used.')],
+           chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
+           faults: Annotated[Optional[str], typer.Option(help='Faults to put in: kind → share, as JSON; {} for a source that has its own; without it 65 % of the runs are offered one.')] = None,
+           critic: Annotated[Optional[Path], typer.Option(help='What `actionstudio critique` kept of the data; without it a simulated critic of stated quality.')] = None,
+           max_length: int = 1024, max_new_tokens: int = 128):
+    "Train the same model with the same budget on raw data, on what the rules keep, and on what a critic keeps of that.\n\nExample: actionstudio ablate models/smol out/split/train.jsonl out/split/heldout.jsonl --run run.yaml --out out/ablation"
+    rates = {} if faults is None else {'rates': _json('--faults', faults)}
+    report = _call('ablation:ablate', model, train, heldout, out, _call('config:read_run', run), chat_template, critic=critic, max_length=max_length, max_new_tokens=max_new_tokens, progress=progress, **rates)
+    _rows(f'ablation → {out}', _call('ablation:table_of', report).reset_index().to_dict('records'))
 
 # %% ../nbs/50_cli.ipynb #a8de8575
 @app.command()

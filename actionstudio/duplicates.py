@@ -40,11 +40,23 @@ class Duplicates:
 
     def find(self, t: Trajectory) -> tuple[int, float] | None:  # (position of the earlier run among all that were added, similarity)
         "The earlier run that `t` resembles most; None where there is none, and `t` is added."
-        mine = rensa.RMinHash(128, self.seed)
-        mine.update(list(shingles(t)))
+        if not (found := self.look(t)): self.add(t)
+        return found
+
+    def look(self, t: Trajectory) -> tuple[int, float] | None:
+        "As `find`, and nothing is added."
+        mine = self._hash(t)
         best = max(((mine.jaccard(self.seen[k]), -k) for k in self.index.query(mine)), default=(0.0, 0))
         if best[0] >= self.threshold: return -best[1], best[0]
+
+    def add(self, t: Trajectory):
+        mine = self._hash(t)
         self.index.insert(len(self.seen), mine); self.seen.append(mine)
+
+    def _hash(self, t: Trajectory):
+        mine = rensa.RMinHash(128, self.seed)
+        mine.update(list(shingles(t)))
+        return mine
 
 # %% ../nbs/05_duplicates.ipynb #77e4e770
 def _bands(threshold: float) -> int:  # Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4

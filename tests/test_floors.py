@@ -36,3 +36,10 @@ def test_base_install_never_names_torch():
     c = ConfigParser(delimiters=['='])
     c.read(ROOT/'settings.ini')
     assert not {'torch', 'trl', 'peft', 'accelerate', 'deepspeed', 'bitsandbytes'} & {r.split('>')[0] for r in c['DEFAULT']['requirements'].split()}
+
+
+def test_every_step_is_a_command():
+    from typer.main import get_command
+
+    from actionstudio.cli import app
+    assert {'demo', 'formats', 'convert', 'export', 'check', 'critique', 'mix', 'encode', 'view', 'plan', 'train', 'merge', 'evaluate', 'serve', 'launch'} <= set(get_command(app).commands)
