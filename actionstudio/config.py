@@ -45,7 +45,10 @@ class Run(Record, kw_only=True, frozen=True):
     grad_accum: int = 1  # Forward passes per optimiser step
     checkpointed: int = 0  # Layers that keep only their input, and are computed again for the backward pass
     optimiser: Literal['adamw', 'adamw_8bit'] = 'adamw'  # States in 32 bits, or in 8 (on a GPU)
-    sharding: Literal['replica', 'fsdp', 'hsdp'] = 'replica'  # The model whole on each GPU, split over all of them, or split in a node
+    devices: int | None = None  # Devices that a step is made for: with more or fewer of them it takes fewer or more passes; null: those of the first start
+    sharding: Literal['replica', 'fsdp', 'hsdp', 'zero1', 'zero2', 'zero3'] = 'replica'  # The model whole on each device; split by PyTorch over all, or in each node; by DeepSpeed: states, gradients too, weights too
+    offload: bool = False  # What is split lies in CPU memory, and weights are updated there
+    node_copy: bool = False  # Of zero3: each node keeps a whole copy, from which the backward pass gathers (ZeRO++ hpZ)
     epochs: float | None = None  # Times over the data; null: 1, unless `budget` is given
     budget: int | None = None  # Trained tokens (tokens with loss); training stops at the first step that reaches it
     dtype: Literal['bfloat16', 'float32'] = 'bfloat16'  # Of the forward pass
@@ -59,7 +62,7 @@ class Run(Record, kw_only=True, frozen=True):
         yield from _refused(self)
 
 # %% ../nbs/30_config.ipynb #906ad7d6
-_AT_LEAST_1 = ('lora_r', 'lora_alpha', 'row_tokens', 'micro_batch', 'grad_accum', 'budget', 'log_every', 'save_every', 'keep')
+_AT_LEAST_1 = ('lora_r', 'lora_alpha', 'row_tokens', 'micro_batch', 'grad_accum', 'devices', 'budget', 'log_every', 'save_every', 'keep')
 
 def _refused(r: Run) -> Iterator[tuple[str, str]]:
     for key in ('model', 'data', 'out'):
@@ -79,6 +82,8 @@ def _refused(r: Run) -> Iterator[tuple[str, str]]:
         for f in msgspec.structs.fields(r):
             if f.name.startswith('lora_') and getattr(r, f.name) != default_of(f):
                 yield f.name, f'found {shown(getattr(r, f.name))} with `regime` full, expected it only with lora or qlora'
+    if r.offload and r.sharding == 'replica': yield 'offload', 'found true with `sharding` replica, expected it only where something is split'
+    if r.node_copy and r.sharding != 'zero3': yield 'node_copy', f'found true with `sharding` {r.sharding}, expected it only with zero3'
     if r.lora_experts and r.regime == 'qlora': yield 'lora_experts', 'found true with `regime` qlora, expected it only with lora: in peft, adapters on NF4 experts get no gradient'
     if not 0 < len(r.lora_targets) == len(set(r.lora_targets)):
         yield 'lora_targets', f'found {shown(r.lora_targets)}, expected names, each once'

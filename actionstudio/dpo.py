@@ -4,28 +4,32 @@
 
 # %% auto #0
 __all__ = ['TREE', 'tree_attention', 'collate_pairs', 'log_probabilities', 'preference_loss', 'certified_pairs', 'reference_of',
-           'PairTrainer', 'train_dpo']
+           'on_device', 'PairTrainer', 'filler_pair', 'train_dpo']
 
 # %% ../nbs/35_dpo.ipynb #e537a9f7
 import json
-import os
+import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, PrinterCallback, Trainer
+from transformers import AttentionInterface, PrinterCallback, Trainer, TrainerCallback
 from transformers.masking_utils import AttentionMaskInterface
 
 from .attention import _no_mask, causal_attention
-from .checkpoint import Checkpoints, begin, identity, last_checkpoint, same_run, world_size
+from .checkpoint import Checkpoints, begin, identity, last_checkpoint, same_run, summed
 from .config import Run
 from .dataset import load_tokenizer, recipe
 from .encode import Refused
+from .engines import processes
 from .model import load_for_training, model_folder
-from .pairs import Pair, encode_pair
+from .pairs import Pair, Side, encode_pair
+from .plan import shape_of
 from .schema import InputError, Trajectory, evaluation_only
-from .sft import Metrics, check_tokens, finish, plan_rows, step_tokens, training_arguments
+from .sft import Metrics, check_tokens, finish, training_arguments
+from .steps import Batch, passes_per_step, plan_steps, share, step_tokens
 from .pack import pack
 from .store import fingerprint, load_json, read, save_json
 
@@ -73,7 +77,7 @@ def collate_pairs(
             for k, (token, trained) in enumerate(zip(answer.ids, answer.mask)):
                 if trained: at.append(first + k - 1 if k else start + p - 1); target.append(token); side.append(2 * n + s)  # Both begin after the prompt's last token
         start += sum(sizes)
-    row = {'input_ids': torch.tensor([ids]), 'position_ids': torch.tensor([places]), 'at': torch.tensor(at), 'target': torch.tensor(target), 'side': torch.tensor(side),
+    row = {'input_ids': torch.tensor([ids]), 'position_ids': torch.tensor([places]), 'at': torch.tensor(at, dtype=torch.long), 'target': torch.tensor(target, dtype=torch.long), 'side': torch.tensor(side, dtype=torch.long),
            'pair_sizes': [[len(x.prompt), len(x.chosen), len(x.rejected)] for x in pairs]}
     return row if reference is None else row | {'reference': torch.tensor(reference)}
 
@@ -123,22 +127,29 @@ def certified_pairs(
 
 # %% ../nbs/35_dpo.ipynb #997446f4
 def reference_of(
-    model,                 # Before it has learnt anything; of a peft model, the adapter is off
+    model,                 # Before it has learnt anything; as an engine has wrapped it
     pairs: list[Pair],
     cache: Path,           # A JSON file
     key: str,              # What the numbers depend on: data, weights, template
+    adapter_off=nullcontext,  # Of a peft model: `model.disable_adapter`
+    device: str | torch.device = 'cpu',
 ) -> list[tuple[float, float]]:
-    "What the reference says of each pair; computed once and kept."
+    "What the reference says of each pair; computed once, by all processes together, and kept."
     if cache.is_file() and (kept := load_json(cache))['key'] == key: return kept['logp']
-    adapter_off, mode = getattr(model, 'disable_adapter', None), model.training
+    p, mode, mine = processes(), model.training, []
     model.eval()
-    with torch.no_grad():
-        if adapter_off:
-            with adapter_off(): logp = [log_probabilities(model, collate_pairs([p]))[0].tolist() for p in pairs]
-        else: logp = [log_probabilities(model, collate_pairs([p]))[0].tolist() for p in pairs]
+    with torch.no_grad(), adapter_off():
+        for k in range(p.rank, math.ceil(len(pairs) / p.world) * p.world, p.world):  # As many passes in each process: an engine may need them all
+            mine.append(log_probabilities(model, on_device(collate_pairs([pairs[k % len(pairs)]]), device))[0].tolist())
     model.train(mode)
-    save_json(cache, {'key': key, 'logp': logp})
+    parts = [None] * p.world
+    if p.world == 1: parts = [mine]
+    else: torch.distributed.all_gather_object(parts, mine)
+    logp = [x for turn in zip(*parts) for x in turn][:len(pairs)]
+    if p.rank == 0: save_json(cache, {'key': key, 'logp': logp})
     return logp
+
+def on_device(row: dict, device) -> dict: return {k: v.to(device) if torch.is_tensor(v) else v for k, v in row.items()}
 
 # %% ../nbs/35_dpo.ipynb #62cfeb17
 class PairTrainer(Checkpoints, Trainer):
@@ -147,19 +158,20 @@ class PairTrainer(Checkpoints, Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
 
-    def _get_train_sampler(self, *args, **kwargs): return torch.utils.data.SequentialSampler(self.train_dataset)
+    def get_train_dataloader(self): return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)  # In order; nothing to deal out any more
 
     def _get_num_items_in_batch(self, batch_samples, device):  # Pairs of one optimiser step, over all processes
-        count = torch.tensor(sum(len(b['pair_sizes']) for b in batch_samples), device=device)
-        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+        return self.accelerator.gather(sum(_pairs_in(b) for b in batch_samples).to(device)).sum()
 
     def _losses(self, model, row) -> tuple[torch.Tensor, torch.Tensor]:  # Of each pair: (loss, margin)
-        logp, reference = log_probabilities(model, row), row['reference']
+        logp = log_probabilities(model, row)
         tokens = torch.bincount(row['side'], minlength=logp.numel()).view(-1, 2)
+        there = tokens[:, 0] > 0  # A filler has nothing that trains
+        logp, reference, tokens = logp[there], row['reference'][there], tokens[there]
         margin = (logp - reference).detach() @ logp.new_tensor([1., -1.]) * self.run.beta
         return preference_loss(logp, reference, self.run.beta, self.run.preference, tokens), margin
 
-    def measure(self, model, row): return self._losses(model, row)[0].sum(), torch.tensor(len(row['pair_sizes']))
+    def measure(self, model, row): return self._losses(model, row)[0].sum(), _pairs_in(row)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, margin = self._losses(model, inputs)
@@ -167,23 +179,40 @@ class PairTrainer(Checkpoints, Trainer):
         return loss.sum() / num_items_in_batch * self.accelerator.num_processes
 
     def log(self, logs, *args, **kwargs):
-        if 'loss' in logs and self.seen: logs |= {'accuracy': self.seen['right'] / self.seen['pairs'], 'margin': self.seen['margin'] / self.seen['pairs']}; self.seen = {}  # Of this process
+        if 'loss' in logs:
+            seen, self.seen = summed(self.seen), {}
+            logs |= {'accuracy': seen['right'] / seen['pairs'], 'margin': seen['margin'] / seen['pairs']}
         super().log(logs, *args, **kwargs)
 
+def _pairs_in(row: dict) -> torch.Tensor: return (row['side'] // 2).unique().numel() * torch.ones((), dtype=torch.long, device=row['side'].device)
+
+class _Reference(TrainerCallback):  # Asked for when the engine has the model and no step was taken
+    def __init__(self, *args): self.args, self.logp, self.trainer = args, [], None
+    def on_train_begin(self, args, state, control, **kwargs):
+        pairs, cache, key = self.args
+        off = getattr(self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped), 'disable_adapter', nullcontext)
+        if state.global_step and off is nullcontext and not cache.is_file(): raise InputError(f'{cache}: found nothing at step {state.global_step}, expected what the reference said before the first step; choose another `out`')
+        self.logp = reference_of(self.trainer.model_wrapped, pairs, cache, key, off, args.device)
+
 # %% ../nbs/35_dpo.ipynb #bcf9a1e4
-def _pair_trainer(run: Run, tokenizer, pairs: list[Pair], key: str, on_step, certificate: dict | None = None, heldout: list[Pair] = []) -> tuple[PairTrainer, Metrics]:
+def _pair_trainer(run: Run, steps: list, batch: Batch, tokenizer, pairs: list[Pair], key: str, on_step, certificate: dict | None = None, heldout: list[Pair] = []) -> tuple[PairTrainer, Metrics]:
     from datasets import Dataset
-    rows, every = plan_rows(pairs, run), pairs + heldout
-    tokens = step_tokens(rows, pairs, run.global_batch(world_size()))
+    rank, world, _ = processes()
+    every, none = pairs + heldout, filler_pair(pairs)
     held = [[len(pairs) + i for i in row] for row in pack([len(p) for p in heldout], run.row_tokens)]
-    model = load_for_training(run, TREE)
-    reference = reference_of(model, every, Path(run.out)/f"reference{os.environ.get('RANK', 0)}.json", key)
-    metrics = Metrics(Path(run.out)/'metrics.jsonl', tokens, on_step)
-    def collate(batch): ks = [i for x in batch for i in x['row']]; return collate_pairs([every[i] for i in ks], [reference[i] for i in ks])
-    trainer = PairTrainer(run, model=model, args=training_arguments(run, len(tokens)), train_dataset=Dataset.from_dict({'row': rows}), eval_dataset=Dataset.from_dict({'row': held}) if held else None,
-                          data_collator=collate, processing_class=tokenizer, callbacks=[metrics], certificate=certificate)
+    args = training_arguments(run, len(steps), passes_per_step(run, batch, world))  # Before the model is loaded: some engines split it while it is read
+    reference, metrics = _Reference(every, Path(run.out)/'reference.json', key), Metrics(Path(run.out)/'metrics.jsonl', step_tokens(steps, pairs), on_step)
+    def collate(rows): ks = rows[0]['row']; return collate_pairs([every[i] for i in ks], [reference.logp[i] for i in ks]) if ks else collate_pairs([none], [(0., 0.)])
+    trainer = PairTrainer(run, model=load_for_training(run, TREE), args=args, train_dataset=Dataset.from_dict({'row': share(steps, run, batch, rank, world)}), eval_dataset=Dataset.from_dict({'row': held}) if held else None,
+                          data_collator=collate, processing_class=tokenizer, callbacks=[metrics, reference], certificate=certificate)
+    reference.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     return trainer, metrics
+
+def filler_pair(pairs: list[Pair]) -> Pair:
+    "The shortest pair, with nothing to train: what a rank reads when a step has no row for it."
+    p = min(pairs, key=len)
+    return Pair(p.prompt, *(Side(s.ids, [0] * len(s.ids), s.spans) for s in (p.chosen, p.rejected)), p.trajectory_id)
 
 def train_dpo(
     run: Run,   # With `objective` dpo
@@ -198,10 +227,11 @@ def train_dpo(
     pairs, removed = certified_pairs(run, data, tokenizer)
     heldout = certified_pairs(run, run.heldout, tokenizer, evaluation=True)[0] if run.heldout else []
     begin(run, made)
-    if int(os.environ.get('RANK', 0)) == 0: (out/'removed.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in removed), encoding='utf-8')
+    steps = plan_steps(pairs, run, batch := Batch(made['rows_per_step'], made['rows_at_once']), 1 / (12 * shape_of(run.model).hidden))
+    if processes().rank == 0: (out/'removed.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in removed), encoding='utf-8')
     certificate = {k: recipe(tokenizer)[k] for k in ('tokenizer', 'chat_template')} | {'pairs': len(pairs), 'hash': made['data']}
     key = ' '.join([made['data'], made['weights'], certificate['chat_template'], str(run.row_tokens), fingerprint(run.heldout) if run.heldout else ''])
-    trainer, metrics = _pair_trainer(run, tokenizer, pairs, key, on_step, certificate, heldout)
+    trainer, metrics = _pair_trainer(run, steps, batch, tokenizer, pairs, key, on_step, certificate, heldout)
     trainer.train(resume_from_checkpoint=(at := last_checkpoint(out/'checkpoints')) and str(at))
     reasons = {r: sum(x['reason'] == r for x in removed) for r in sorted({x['reason'] for x in removed})}
     last = {k: metrics.lines[-1][k] for k in ('accuracy', 'margin')}

@@ -1,0 +1,120 @@
+"Several processes train as one does: the same loss and the same gradient norm in every step, whatever the engine."
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from actionstudio.config import Run, to_yaml
+
+
+@pytest.fixture(scope='module')
+def folder(model, tmp_path_factory):
+    "Two models with weights, rows and pairs, whose lengths and numbers of trained tokens differ widely."
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from actionstudio.encode_file import encode_file
+    from actionstudio.store import write
+    folder = tmp_path_factory.mktemp('several')
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    (folder/'model').symlink_to(model)
+    say = lambda k, end: {"role": "assistant", "content": "word " * (k * k % 37) + end}
+    ask = lambda k: {"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": [{"role": "user", "content": f"Say {k}. " + "please " * (k * 5 % 11)}]}
+    runs = [ask(k) | {"conversation": ask(k)["conversation"] + [say(k, str(k))]} for k in range(37)]
+    write(folder/'d.jsonl', runs)
+    encode_file(folder/'d.jsonl', folder/'rows', model)
+    write(folder/'pairs.jsonl', [ask(k) | {"chosen": [say(k, 'yes')], "rejected": [say(k + 3, 'no')]} for k in range(23)])
+    return folder
+
+
+def run_file(folder, name, **keys):
+    how = dict(model=str(folder/'model'), out=str(folder/name), dtype='float32', row_tokens=128, lr=1e-3, devices=4, epochs=1.0, save_every=1000, sharding='replica')
+    how['data'] = str(folder/'pairs.jsonl' if keys.get('objective') == 'dpo' else folder/'rows')
+    (folder/f'{name}.yaml').write_text(to_yaml(Run(**(how | keys))))
+    return str(folder/f'{name}.yaml')
+
+
+def start(folder, jobs, timeout=600):
+    (folder/'jobs.json').write_text(json.dumps(jobs))
+    done = subprocess.run([sys.executable, ROOT/'tests/nursery.py', folder/'jobs.json'], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    results = [json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"codes"')]
+    assert len(results) == len(jobs), done.stderr[-3000:]
+    return results
+
+
+def said(folder, name, ranks=4):
+    logs = [p.read_text()[-1500:] for p in sorted(folder.glob(f'{name}.yaml.*.log'))[:ranks]]
+    return '\n'.join(f'--- rank {k}\n{x}' for k, x in enumerate(logs))
+
+
+def steps(folder, name): return [(x['loss'], x['grad_norm']) for x in map(json.loads, (folder/name/'metrics.jsonl').read_text().splitlines())]
+
+
+def same(folder, name, one, tolerance=1e-5):
+    a, b = steps(folder, name), steps(folder, one)
+    assert len(a) == len(b) > 3
+    for k, (x, y) in enumerate(zip(a, b), 1): assert x == pytest.approx(y, rel=tolerance), f'step {k} of {name}'
+
+
+ENGINES = [('replica', 2, 2), ('replica', 4, 4), ('fsdp', 2, 2), ('fsdp', 4, 4), ('hsdp', 4, 2), ('zero1', 2, 2), ('zero2', 2, 2), ('zero2', 4, 4), ('zero3', 2, 2), ('zero3', 4, 4)]
+SMALL = [('replica', 2, 2), ('fsdp', 2, 2), ('zero3', 2, 2)]
+
+
+def matrix(folder, engines, kinds):
+    jobs, names = [], []
+    for objective, regime in kinds:
+        keys = dict(objective=objective, regime=regime)
+        one = f'one-{objective}-{regime}'
+        jobs.append({'run': run_file(folder, one, **keys), 'world': 1})
+        names.append((one, None))
+        for sharding, world, local in engines:
+            names.append((f'{sharding}-{world}-{objective}-{regime}', one))
+            jobs.append({'run': run_file(folder, names[-1][0], sharding=sharding, **keys), 'world': world, 'local': local})
+    done = start(folder, jobs, 60 * len(jobs))
+    failed = {name: f"{d['codes']}\n{said(folder, name)}" for (name, _), d in zip(names, done) if any(d['codes'])}
+    assert not failed, '\n'.join(f'{k}: {v}' for k, v in failed.items())
+    for name, one in names:
+        if one: same(folder, name, one)
+
+
+def test_two_processes_are_one(folder): matrix(folder, SMALL, [('sft', 'full')])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('regime', ['full', 'lora'])
+@pytest.mark.parametrize('objective', ['sft', 'dpo'])
+def test_every_engine_is_one_process(folder, objective, regime): matrix(folder, ENGINES, [(objective, regime)])
+
+
+def test_a_run_of_four_goes_on_with_two(folder):
+    "It stops in the middle on four processes, and ends on two: losses, norms and weights are those of one process that nobody stopped."
+    keys = dict(regime='full', devices=None, save_every=2, epochs=2.0)
+    jobs = [{'run': run_file(folder, 'alone', regime='full', epochs=2.0), 'world': 1}, {'run': run_file(folder, 'moved', **keys), 'world': 4, 'stop': 5}, {'run': run_file(folder, 'moved', **keys), 'world': 2}]
+    whole, killed, rest = start(folder, jobs)
+    assert whole['codes'] == [0] and 7 in killed['codes'] and rest['codes'] == [0, 0], said(folder, 'moved')
+    same(folder, 'moved', 'alone')
+    import torch
+    from safetensors.torch import load_file
+    a, b = (load_file(folder/name/'model/model.safetensors') for name in ('moved', 'alone'))
+    assert a.keys() == b.keys()
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('regime', ['full', 'lora'])
+def test_every_engine_goes_on_with_fewer(folder, regime):
+    "From four processes on two; DeepSpeed's checkpoints belong to a number of processes, and it says so."
+    names = {f'{sharding}-moved-{regime}': sharding for sharding in ('replica', 'fsdp', 'zero2', 'zero3')}
+    one = f'alone-{regime}'
+    jobs = [{'run': run_file(folder, one, regime=regime, epochs=2.0), 'world': 1}]
+    for name, sharding in names.items(): jobs += [{'run': run_file(folder, name, sharding=sharding, regime=regime, epochs=2.0, save_every=2), 'world': 4, 'stop': 5}, {'run': str(folder/f'{name}.yaml'), 'world': 2}]
+    done = start(folder, jobs)
+    for k, (name, sharding) in enumerate(names.items()):
+        stopped, rest = done[1 + 2 * k:3 + 2 * k]
+        assert 7 in stopped['codes'], said(folder, name)
+        if sharding.startswith('zero'): assert all(rest['codes']) and 'expected 4 processes' in said(folder, name), said(folder, name); continue
+        assert rest['codes'] == [0, 0], said(folder, name)
+        same(folder, name, one)
