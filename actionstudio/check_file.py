@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Callable, Iterable
 
-from .rules import Finding, Run, check, fix, rules
+from .rules import Finding, Run, check, fix, known_names, rules
 from .schema import InputError, Trajectory, json_path
 from .store import Rejected, fingerprint, read, shards, stage, trajectories, writing
 
@@ -80,10 +80,9 @@ def _one(t: Trajectory, watch, repair: bool, known: set, counts, keep, remove, n
 class _Watch:  # The rules of one pass
     def __init__(self, select, ignore):
         self.select, self.ignore = select, tuple(ignore)
-        names = {*rules(), *(r.group for r in rules().values())}
+        known_names({*(select or ()), *ignore}, 'rule')
         wanted = lambda r: (select is None or {r.code, r.group} & {*select}) and not {r.code, r.group} & {*ignore}
         self.over = [(r, r.find()) for r in rules().values() if r.over == 'data' and wanted(r)]
-        if wrong := {*(select or ()), *ignore} - names: raise InputError(f"rule {min(wrong)!r}: unknown, expected a group or one of {', '.join(sorted(names))}")
 
     def run(self, t): return check(t, self.select, self.ignore)
     def data(self, t):
@@ -112,7 +111,6 @@ def failing(
     fail_on: Iterable[str],  # Rules, groups, severities, or `any`
 ) -> dict[str, int]:         # Rule → new findings of it
     "The rules that should end a command with exit code 1."
-    names = {'any', 'error', 'warning', 'note', *(r.code for r in rules().values()), *(r.group for r in rules().values())}
-    if wrong := set(fail_on) - names: raise InputError(f"--fail-on {min(wrong)!r}: unknown, expected one of {', '.join(sorted(names))}")
+    known_names(fail_on, '--fail-on', ('any', 'error', 'warning', 'note'))
     hit = lambda code: {'any', code, rules()[code].group, rules()[code].severity} & set(fail_on)
     return {code: n for code, n in report['new'].items() if n and hit(code)}

@@ -88,6 +88,9 @@ def export(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
     show(_call('formats.targets:export_for', source, format, out, name, force, progress), f'export → {out}')
 
 # %% ../nbs/50_cli.ipynb #5f5fde1f
+def _explain(code: str | None):
+    if code: _out.print(_call('explain:explain', code), soft_wrap=True, highlight=False, markup=False); raise typer.Exit()
+
 @app.command()
 def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a folder that convert made.')], out: Out,
           select: Annotated[Optional[list[str]], typer.Option(help='Rules or groups to run; all without it.')] = None,
@@ -95,21 +98,42 @@ def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a 
           fix: Annotated[bool, typer.Option('--fix', help='Apply the safe repairs first; repaired.jsonl says what stood there.')] = False,
           fail_on: Annotated[Optional[list[str]], typer.Option(help='Rules, groups or severities (error, warning, note, any) whose new findings end the command with exit code 1.')] = None,
           baseline: Annotated[Optional[Path], typer.Option(help='An earlier check: its findings are known and cannot fail.')] = None,
-          lines: Annotated[int, typer.Option(min=0, help='Findings to print; all are in findings.jsonl.')] = 20, force: Force = False):
+          lines: Annotated[int, typer.Option(min=0, help='Findings to print, errors first and at most three of a rule; all are in findings.jsonl.')] = 20, force: Force = False,
+          explain: Annotated[Optional[str], typer.Option(help='Say what a rule means, with an example; of a group, or of `all`, one line a rule.', callback=_explain, is_eager=True)] = None):
     "Check trajectories against the rules; those with an error are removed.\n\nExample: actionstudio check out/data --out out/checked"
     if fail_on: _call('check_file:failing', {'new': {}}, fail_on)
     report = _call('check_file:check_file', source, out, select, ignore or [], fix, force, progress, baseline)
     _print_findings(out, lines)
-    show({k: v for k, v in report.items() if k not in ('sources', 'new')}, f'check → {out}')
-    for name, c in list(report['sources'].items())[:40] if len(report['sources']) > 1 else (): _out.print(f"{name}: {c.get('removed', 0) / c['records']:.1%} of {c['records']:,} runs removed", soft_wrap=True, highlight=False, markup=False)
+    _print_rules(report)
+    if len(report['sources']) > 1: _print_sources(report['sources'])
+    show({k: v for k, v in report.items() if k not in ('sources', 'new', 'findings', 'repaired')}, f'check → {out}')
     if hit := _call('check_file:failing', report, fail_on or []): _fail(f"found {', '.join(f'{n} × {code}' for code, n in hit.items())}, as --fail-on asked")
 
 def _print_findings(out: Path, lines: int) -> None:
-    shown = 0
+    seen, kept, n = {}, {'error': [], 'warning': []}, 0
     for f in _call('store:read', out/'findings.jsonl'):
         if f['severity'] == 'note': continue
-        if shown == lines: _out.print(f'… more in {out}/findings.jsonl', soft_wrap=True, highlight=False, markup=False); break
-        _out.print(f"{f['id']}: {f['path']}: {f['severity']} {f['rule']}: {f['message']}{' (fixable)' * f['fixable']}", soft_wrap=True, highlight=False, markup=False); shown += 1
+        n, seen[f['rule']] = n + 1, seen.get(f['rule'], 0) + 1
+        if seen[f['rule']] <= 3: kept[f['severity']].append(f"{f['id']}: {f['path']}: {f['severity']} {f['rule']}: {f['message']}{' (fixable)' * f['fixable']}")
+    chosen = (kept['error'] + kept['warning'])[:lines]
+    for line in chosen: _out.print(line, soft_wrap=True, highlight=False, markup=False)
+    if n > len(chosen): _out.print(f'… {n - len(chosen):,} more in {out}/findings.jsonl', soft_wrap=True, highlight=False, markup=False)
+
+def _print_rules(report: dict) -> None:
+    known, table = _call('rules:rules'), Table('rule', 'severity', 'findings', 'runs removed', 'repaired', caption='What a rule means: actionstudio check --explain RULE', caption_justify='left')
+    order = sorted(report['findings'], key=lambda code: (('error', 'warning', 'note').index(known[code].severity), -report['findings'][code]))
+    for code in order: table.add_row(code, known[code].severity, *(_number(report[k][code]) if report[k].get(code) else '' for k in ('findings', 'removed', 'repaired')))
+    if order: _out.print(table)
+
+def _print_sources(sources: dict[str, dict], most: int = 15) -> None:  # Those that lose most; what they are found to have most often
+    known, table = _call('rules:rules'), Table('source', 'runs', 'removed', 'errors, by runs')
+    order = sorted(sources, key=lambda s: (-sources[s].get('removed', 0), -sources[s]['records']))
+    for name in order[:most]:
+        c = sources[name]
+        errors = sorted(((k, n) for k, n in c.items() if k in known and known[k].severity == 'error'), key=lambda x: -x[1])
+        table.add_row(name, _number(c['records']), f"{c.get('removed', 0):,} ({c.get('removed', 0) / c['records']:.0%})", ', '.join(f'{k} {n:,}' for k, n in errors[:3]))
+    _out.print(table)
+    if rest := order[most:]: _out.print(f"… and {len(rest):,} sources more: {sum(sources[s].get('removed', 0) for s in rest):,} of their {sum(sources[s]['records'] for s in rest):,} runs removed", soft_wrap=True, highlight=False, markup=False)
 
 @app.command()
 def mix(source: Annotated[Path, typer.Argument(help='A recipe (.yaml), or one file in Unified Format 2.0.')], out: Out,

@@ -235,6 +235,16 @@ def _cut_text(d, chance):
     d['conversation'][i]['content'] = text[:chance.choice(spaces)]
     return ['conversation', i, 'content']
 
+@_kind('cut-word', 'truncated-text')
+def _cut_word(d, chance):
+    if not (found := _texts(d, 16)): return None
+    i = chance.choice(found)
+    text = d['conversation'][i]['content']
+    inside = [k for k in range(len(text) // 2, len(text)) if text[k - 3:k + 2].isalpha()]
+    if not inside: return None
+    d['conversation'][i]['content'] = text[:chance.choice(inside)]
+    return ['conversation', i, 'content']
+
 @_kind('repeated-call', 'repeated-call')
 def _repeated(d, chance):
     c = d['conversation']

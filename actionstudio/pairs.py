@@ -88,7 +88,7 @@ KINDS = {  # What a mutation does, and the one rule that it breaks ('' for none:
 # %% ../nbs/15_pairs.ipynb #53c738f6
 def _broken(t: Trajectory, m: Message) -> list[tuple[str, str]]:  # (rule, path) of what is wrong in one message
     alone = msgspec.structs.replace(t, conversation=[m], chosen=UNSET, rejected=UNSET)
-    return [(f.rule, f.path) for f in check(alone, select=['schema', 'links', 'empty-turn'], ignore=['ends-on-call', 'no-tools']) if f.path.startswith('conversation')]
+    return [(f.rule, f.path) for f in check(alone, select=['schema', 'links', 'empty-turn'], ignore=['ends-on-call', 'no-results', 'no-tools']) if f.path.startswith('conversation')]
 
 def _with(m: Message, k: int, name: str | None = None, arguments: dict | None = None) -> Message:  # Call `k`, changed
     call = m.calls[k]

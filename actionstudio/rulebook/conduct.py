@@ -53,12 +53,17 @@ def _ignored(run):
 # %% ../../nbs/05d_rules_conduct.ipynb #b207bb08
 _LAST = frozenset(('finish', 'submit', 'terminate', 'end_conversation', 'final_answer', 'task_complete', 'give_up_and_restart'))
 
+_REFUSED = re.compile(r'^\W*(?:wrong|incorrect|invalid|rejected|not (?:correct|accepted|valid))\b', re.I)  # `Wrong flag!`: the task goes on
+
 @rule('call-after-finish', 'error', 'A call comes after the one that ended the task')
 def _after_finish(run):
     ended = None
+    if not any(c.function.name.lower() in _LAST for _, _, c in run.calls): return
+    answers = run.once(_answers)
     for i, k, c in run.calls:
+        result = answers.get((i, k), (0, ''))[1][:200]
         if ended is not None and i > ended and not any(m.role == 'user' for m in run.messages[ended:i]): yield in_call(i, k), f'found a call of {shown(c.name)}, expected none after conversation[{ended}] ended the task'
-        elif c.name.lower() in _LAST: ended = i
+        elif c.name.lower() in _LAST and not _REFUSED.match(result) and not _ERROR.match(result): ended = i
 
 # %% ../../nbs/05d_rules_conduct.ipynb #4875fdbe
 _DEED = (r'book|cancel|send|sent|email|schedul|creat|updat|delet|remov|add|refund|order|place|purchas|reserv|transferr|chang|modif|submit|post|upload|sav|set|activat|regist|upgrad|process|exchang|return')

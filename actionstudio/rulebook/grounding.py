@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/05e_rules_grounding.ipynb #b41d15f5
 import functools
+import locale
 import math
 import re
 from typing import Callable, Iterator
@@ -70,10 +71,23 @@ def _number(v: float, heard: _Heard) -> bool:
     if any(heard.any(_stands, f) for f in forms(abs(v))) or (v in _NAMED and heard.any(_stands, _NAMED[v])): return True
     if v >= 1000 and v % 1000 == 0 and any(heard.any(_stands, f'{int(v) // 1000}{k}') for k in ('k', ' thousand')): return True
     near = [v * f for f in _FACTORS] + [v / f for f in _FACTORS if v % f == 0 or v != int(v)]
-    return any(abs(x) > 10 and heard.any(_stands, f'{x:g}') for x in near) or (0 < v < 1 and heard.any(_stands, f'{v * 100:g}%'))
+    return any(abs(x) > 10 and heard.any(_stands, f'{x:g}') for x in near) or (0 < v < 1 and heard.any(_stands, f'{v * 100:g}%')) or heard.any(_worth, abs(v))
+
+_NUMERAL = re.compile(r'(?<![\w.])(\d[\d,]*(?:\.\d+)?|\.\d+)(?:e([+-]?\d+)| ?[x×*] ?10\^?([-−]?\d+)| ?(k|thousand|m|mn|million|b|bn|billion)\b)?')
+_TIMES = {'k': 3, 'thousand': 3, 'm': 6, 'mn': 6, 'million': 6, 'b': 9, 'bn': 9, 'billion': 9}
+
+@functools.lru_cache(maxsize=8)
+def _values(text: str) -> dict[str, int]:  # What the numerals are worth, to nine digits → where the first of its worth ends; `1m` may be one metre
+    out = {}
+    for x in _NUMERAL.finditer(text):
+        digits, power = x[1].replace(',', ''), int(x[2] or (x[3] or '0').replace('−', '-')) + _TIMES.get(x[4], 0)
+        for n in (f'{digits}e{power}', digits) if x[4] else (f'{digits}e{power}',): out.setdefault(f'{float(n):.9g}', x.end())
+    return out
+
+def _worth(v: float, text: str, end: int) -> bool: return _values(text).get(f'{float(v):.9g}', math.inf) <= end
 
 # %% ../../nbs/05e_rules_grounding.ipynb #092dfd60
-_DATE = re.compile(r'(\d{4})-(\d\d)-(\d\d)(?:[T ].*)?$')
+_DATE = re.compile(r'(?:\d{4}[-/.](\d\d?)[-/.](\d\d?)|(\d\d?)[-/.](\d\d?)[-/.]\d{4})(?:[t ].*)?$')
 _MONTHS = 'january february march april may june july august september october november december'.split()
 _RELATIVE = re.compile(r'\b(?:today|tonight|tomorrow|yesterday|day after|next (?:week|month|\w+day)|this (?:week|\w+day)|in \w+ days|(?:mon|tues|wednes|thurs|fri|satur|sun)day|end of|beginning of|last (?:week|month|year))\b')
 _KEYS = 'day', 'tonight', 'tomorrow', 'next week', 'next month', 'this week', 'end of', 'beginning of', 'last week', 'last month', 'last year'  # One of them stands in each
@@ -81,10 +95,17 @@ _KEYS = 'day', 'tonight', 'tomorrow', 'next week', 'next month', 'this week', 'e
 def _date(month: int, day: int, text: str, end: int) -> bool:
     if not 1 <= month <= 12: return False
     name, short = _MONTHS[month - 1], _MONTHS[month - 1][:3]
-    in_words = re.compile(rf'\b{short}\w*\.? (?:the )?{day}(?:st|nd|rd|th)?\b|\b{day}(?:st|nd|rd|th)?(?: of)? {short}')
+    in_words = re.compile(rf'\b{short}[^\W\d]*\.? ?(?:the )?0?{day}(?:st|nd|rd|th)?\b|\b{day}(?:st|nd|rd|th)?(?: of)? {short}')
     if any(in_words.search(text, max(0, at - 8), min(end, at + 40)) for at in _places(text, short, end)): return True
     if _relative(text) <= end or (day == 1 and _has(name, text, end)): return True
     return min(_pairs(text).get(x, math.inf) for x in ((month, day), (day, month))) <= end
+
+_CLOCK = re.compile(r'(\d\d?):(\d\d)(?::00)?$')
+
+def _time(hour: int, minute: int, text: str, end: int) -> bool:
+    half, twelve = ('am', 'pm')[hour % 24 > 11], hour % 12 or 12
+    tail = rf'(?::{minute:02d})' + '?' * (minute == 0)
+    return bool(re.compile(rf'\b0?{twelve}{tail} ?{half[0]}\.?m\b|\b0?{hour}{tail}\b').search(text, 0, end))
 
 _PAIR = re.compile(r'\b(\d\d?)(?=[/.-](\d\d?)\b)')
 
@@ -101,12 +122,21 @@ def _relative(text: str) -> float:  # Where the first such word ends; messages e
 
 # %% ../../nbs/05e_rules_grounding.ipynb #1a2b37af
 _WORD, _CODE = re.compile(r'[^\W_]+'), re.compile('[A-Z]{2,3}')
+_SUM, _FIGURE = re.compile(r'[\d.]+(?:[()+*/ -]+[\d.]+)+\)*|\([\d.()+*/ -]+'), re.compile(r'\d+(?:\.\d+)?')
+_LANGUAGES: dict[str, set[str]] = {}
+for _name, _place in locale.locale_alias.items():  # french → fr_FR.ISO8859-1
+    if len(_name) > 3 and _name.isalpha() and '_' in _place: _LANGUAGES.setdefault(_place.split('_')[0], set()).add(_name)
 
 def _text(v: str, heard: _Heard) -> bool:
     v = v.strip()
     low = v.lower()
     if len(low) < 2 or heard.any(_stands if len(low) < 6 or low.isdigit() else _has, low) or _CODE.fullmatch(v): return True
-    if low[0].isdigit() and (found := _DATE.match(low)): return heard.any(_date, int(found[2]), int(found[3]))
+    if low[0].isdigit() and (found := _DATE.match(low)):
+        a, b = (int(x) for x in found.groups() if x)
+        return heard.any(_date, a, b) or (found[3] is not None and heard.any(_date, b, a))
+    if found := _CLOCK.match(low): return heard.any(_time, int(found[1]), int(found[2]))
+    if low in _LANGUAGES: return any(heard.any(_stands, x) for x in _LANGUAGES[low])
+    if _SUM.fullmatch(low): return all(_number(float(x), heard) for x in _FIGURE.findall(low))
     words = _WORD.findall(low)
     if not words or len(words) >= 8: return True
     if len(words) == 1 and (n := _value(low)) is not None: return _number(n, heard)

@@ -29,8 +29,10 @@ def _links(run: Run) -> dict[str, list[tuple]]:  # code → (place, message)
         for k, c in enumerate(m.tool_calls or ()):
             if c.id in waiting: add('reused-id', in_call(i, k, 'id'), f'found {shown(c.id)} again, still unanswered at conversation[{waiting[c.id][0]}].tool_calls[{waiting[c.id][1]}]')
             waiting[c.id] = i, k, c; made.add(c.id)
+    unheard = not run.results and not any(spoke > i and run.messages[i + 1].role == 'assistant' for i, *_ in waiting.values())
     for i, k, c in waiting.values():
-        if spoke > i: add('unanswered-call', in_call(i, k, 'id'), f'found no result for {shown(c.id)} ({c.name}), expected one before the next turn')
+        if spoke > i and unheard: out.setdefault('no-results', []).append((['conversation'], f'found {len(run.calls)} calls and no result, as in gold data')) if 'no-results' not in out else None
+        elif spoke > i: add('unanswered-call', in_call(i, k, 'id'), f'found no result for {shown(c.id)} ({c.name}), expected one before the next turn')
         elif not run.goes_on: add('ends-on-call', in_call(i, k, 'id'), f'found no result for {shown(c.id)} ({c.name}), the last call of the run')
     return out
 
@@ -47,5 +49,6 @@ _link_rule('late-result', 'error', 'A result comes after another turn has begun'
 _link_rule('unanswered-call', 'error', 'A call has no result, and the run goes on')
 _link_rule('reused-id', 'error', 'Two calls that wait for a result share an id')
 _link_rule('result-order', 'warning', 'Results stand in another order than their calls')
+_link_rule('no-results', 'note', 'The run makes calls and holds no result at all; gold data of several turns does so by design')
 _link_rule('ends-on-call', 'note', 'The run ends with a call that has no result; gold data does so by design')
 None

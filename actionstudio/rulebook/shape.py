@@ -46,24 +46,36 @@ def _tokens(run):
 
 # %% ../../nbs/05c_rules_shape.ipynb #07683ed8
 _FENCE = lookout('```')
-_ENDS = re.compile(r'[.!?。！？:]["\')\]*_`]*\s')
+_OPEN = re.compile(r'\b(?:the|an?|of|to|and|or|in|on|at|for|with|from|by|your|my|our|their|its|is|are|was|were|has|have|will|be|that|which|as|if|than|into|about|can|not)$', re.I)
+_LISTED = re.compile(r'(\s*)([-*•#>|`]|\d+[.)])\s')
+_SIGNED = re.compile(r'["”’\'*]\s*[-–—~]\s*[A-Z][^.!?]{0,60}$|\bhttps?://\S+$|^[A-Z][\w ]{0,40}: ?[\w*-]+(?: \w+)?$')
+
+def _bare(text: str) -> bool: return text[-1:].isalnum() or text[-1:] in tuple(',;-–')
+
+def _broken(text: str) -> bool:  # No text ends so
+    last = text[text.rfind('\n') + 1:]
+    return text[-1] in ',;' or bool(_OPEN.search(text)) or last.count('**') % 2 == 1 or last.count('(') > last.count(')')
+
+def _reason(text: str) -> bool:  # The last line may well end on a letter
+    *before, last = [line for line in text.split('\n') if line.strip()]
+    if _SIGNED.search(last) or (before and before[-1].rstrip().endswith(',') and last[0].isupper() and len(last.split()) < 4): return True
+    if not (item := _LISTED.match(last)): return False
+    kind = lambda x: (x[1], x[2][0].isdigit() or x[2])
+    others = [line[x.end():].rstrip() for line in before if (x := _LISTED.match(line)) and kind(x) == kind(item)]
+    form, mine = lambda x: re.sub(r'[\w\s]+', '', x), last[item.end():]
+    return form(mine) in map(form, others) and not any(x.endswith(tuple('.!?')) for x in others) and len(mine.split()) >= min(len(x.split()) for x in others)
 
 @rule('truncated-text', 'warning', "The assistant's text breaks off")
 def _truncated(run):
-    fenced = {path[1] for path, _ in where(run, _FENCE)}
-    for i, m in enumerate(run.messages):
-        if m.role != 'assistant' or not isinstance(m.content, str) or m.tool_calls: continue
-        text = m.content.rstrip()
+    texts = {i: m.content.rstrip() for i, m in enumerate(run.messages) if m.role == 'assistant' and not m.tool_calls and isinstance(m.content, str) and m.content.strip()}
+    fenced, bare = {path[1] for path, _ in where(run, _FENCE)}, [i for i, text in texts.items() if _bare(text)]
+    for i, text in texts.items():
+        others, habit = len(texts) - 1, len(bare) - 1
         if i in fenced and text.count('```') % 2: yield ['conversation', i, 'content'], 'found a code fence that is not closed, expected its end'
-        elif text and (text[-1].isalpha() or text[-1] in ',;-–') and _cut(text): yield ['conversation', i, 'content'], f'found the end {shown(text[-40:])}, expected the end of a sentence'
-
-_OPEN = re.compile(r'\b(?:the|an?|of|to|and|or|in|on|at|for|with|from|by|your|my|our|their|its|is|are|was|were|has|have|will|be|that|which|as|if|than|into|about|can|not)$', re.I)
-
-def _cut(text: str) -> bool:  # No sentence ends on such a word, nor inside bold type or a bracket
-    last = text[text.rfind('\n') + 1:]
-    if _OPEN.search(text) or last.count('**') % 2 or last.count('(') > last.count(')'): return True
-    words, listed = len(last.split()), re.match(r'\s*([-*•#>|`]|\d+[.)])', last)
-    return not listed and '://' not in last[-80:] and ((words > 5 and bool(_ENDS.search(text))) or (words > 7 and last[0].isupper()))
+        elif text[0] in '{[' and any(text.count(a) > text.count(b) for a, b in ('{}', '[]')): yield ['conversation', i, 'content'], f'found JSON that ends on {shown(text[-40:])}, expected its closing bracket'
+        elif i not in bare or text[-1].isdigit() or len(text.split()) < (4 if _broken(text) else 6): continue
+        elif _broken(text) or (habit * 2 <= others and ((others > 2 and not habit) or not _reason(text))):
+            yield ['conversation', i, 'content'], f'found the end {shown(text[-40:])}, expected the end of a sentence'
 
 # %% ../../nbs/05c_rules_shape.ipynb #0e1134f5
 _PLACEHOLDER = re.compile(r'\$\{[^{}]*\s[^{}]*\}|^\$\{[^{}]+\}$|\{\{[^{}]+\}\}|^<[A-Za-z][\w -]*>$|^\{[A-Za-z_]\w*\}$|^\[(?:your|insert|enter|the)\b[^\]]*\]$|^(?:YOUR|INSERT|ENTER|REPLACE)_[A-Z_]+$|^<?your[ _-](?:api|access|secret)[ _-](?:key|token)>?$|^API_call_\d+$|^(?:string|placeholder)$', re.I)
