@@ -319,7 +319,9 @@ def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter
 @app.command()
 def evaluate(model: Annotated[str, typer.Argument(help='A model folder; with --base-url the name that the server knows.')],
              source: Annotated[Path, typer.Argument(help='Unified Format 2.0, where the last assistant turn is the truth; or what --suite reads.')], out: Out,
-             suite: Annotated[str, typer.Option(help='calls (runs of your own), bfcl (question files of the leaderboard) or nexusraven.')] = 'calls',
+             suite: Annotated[str, typer.Option(help='calls (runs of your own), bfcl (question files of the leaderboard), nexusraven or cases (topic, call, text).')] = 'calls',
+             judge: Annotated[Optional[str], typer.Option(help='Of cases: who reads the texts, by the name that its server knows.')] = None,
+             judge_url: Annotated[Optional[str], typer.Option(help="The judge's server; OpenAI's own without it.")] = None,
              chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
              adapter: Annotated[Optional[Path], typer.Option(help='An adapter, applied on top of the model.')] = None,
              batch_size: Annotated[int, typer.Option(help='Prompts at once.')] = 16, max_new_tokens: int = 256,
@@ -334,7 +336,8 @@ def evaluate(model: Annotated[str, typer.Argument(help='A model folder; with --b
     "Let a model answer, greedily, and score its calls; the same command goes on after a kill.\n\nExample: actionstudio evaluate out/merged out/split/heldout.jsonl --out out/scores"
     from actionstudio.ask import Endpoint
     endpoint = Endpoint(base_url=base_url, key_env=key_env, concurrency=concurrency, timeout=timeout, retries=retries) if base_url else None
-    report = _call('evaluate_file:evaluate_file', model, source, out, chat_template, adapter, batch_size, max_new_tokens, dtype, force, progress, suite, engine, endpoint, allow_unanswered)
+    report = _call('evaluate_file:evaluate_file', model, source, out, chat_template, adapter, batch_size, max_new_tokens, dtype, force, progress, suite, engine, endpoint, allow_unanswered,
+                   (judge, Endpoint(base_url=judge_url, key_env=key_env, concurrency=concurrency, timeout=timeout, retries=retries)) if judge else None)
     near = {f'95 % of {m}': f'{low:.3f} to {high:.3f}' for m, (low, high) in report['interval_95'].items()}
     show({k: v for k, v in report.items() if k not in ('interval_95', 'tables')} | near, f'evaluate → {out}')
     for name, rows in report['tables'].items(): _rows(name, rows)

@@ -101,6 +101,10 @@ def gallery(
              'before_verdict': before[i]['verdict'], 'after_verdict': after[i]['verdict']} for i in became[:most * 2 // 3] + wrong[:most // 3]]
 
 # %% ../nbs/51_demo.ipynb #c50cfdc3
+def _with_interval(report: dict, k: str) -> str:  # A number of an evaluation, with its 95 % interval over the questions
+    low, high = report['interval_95']['arguments' if k == 'argument_match' else k]
+    return f'{report[k]:.3f} [{low:.3f}, {high:.3f}]'
+
 def report_page(
     out: Path,
     report: dict,
@@ -110,12 +114,12 @@ def report_page(
     from actionstudio.view import bars, curve, document, table
     lines = [msgspec.json.decode(x) for x in (out/'train'/'metrics.jsonl').read_bytes().splitlines()]
     names = {'f1': 'API F1', 'argument_match': 'arguments exact', 'irrelevance': 'silent where no call is due', 'accuracy': 'whole answer right'}
-    scores = [{'measure': label, 'before': report[f'{k}_before'], 'after': report[f'{k}_after']} for k, label in names.items()]
+    scores = [{'measure': label, **{when: _with_interval(load_json(out/when/'report.json'), k) for when in ('before', 'after')}} for k, label in names.items()]
     fate = {'trainable': report['trainable'], 'held out': report['held_out']} | report['removed'] | report['rejected']
     verdicts = [{'verdict': v, **{when: load_json(out/when/'report.json')['verdicts'].get(v, 0) for when in ('before', 'after')}} for v in
                 sorted({v for when in ('before', 'after') for v in load_json(out/when/'report.json')['verdicts']})]
     sections = [
-        {'title': 'Before and after', 'text': f"{report['held_out']} questions on tools that were never trained on.", 'html': table(scores) + table(verdicts)},
+        {'title': 'Before and after', 'text': f"{report['held_out']} questions on tools that were never trained on; 95 % bootstrap intervals.", 'html': table(scores) + table(verdicts)},
         {'title': 'Where the records went', 'text': f"{report['records_in']} came in; the bars (trainable, held out, then the reasons for removal) add up to it.", 'html': bars(fate, 'Records')},
         {'title': 'Training', 'text': f"{report['trained_tokens']:,} tokens with loss among {report['tokens']:,}.", 'html': curve([(x['trained_tokens'], x['loss']) for x in lines], 'Loss', 'trained tokens', 'nats')},
         {'title': 'Time', 'text': '', 'html': bars(report['seconds'], 'Seconds by stage', ' s')}]

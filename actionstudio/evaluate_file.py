@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['SUITES', 'load_model', 'backend_of', 'evaluate_file']
 
-# %% ../nbs/41h_evaluate_file.ipynb #7150a76a
+# %% ../nbs/41h_evaluate_file.ipynb #f3059ec0
 from pathlib import Path
 from typing import Callable
 
 import pandas as pd
 
-from .ask import Endpoint
+from .ask import Answers, Asker, Endpoint
 from .backends import Server, Vllm
 from .bfcl import bfcl, bfcl_scores
+from .cases import ability, case_scores
 from .dataset import load_tokenizer
 from .evaluate import Local, Scores, answers, score
 from .model import model_folder, weights_hash
@@ -22,22 +23,23 @@ from .schema import InputError, Trajectory
 from .scorecard import by_tool, confusion, intervals, leaderboard, score_page
 from .store import atomic, fingerprint, save_json, stage, trajectories
 
-# %% ../nbs/41h_evaluate_file.ipynb #89ca5d52
+# %% ../nbs/41h_evaluate_file.ipynb #7cf90cdb
 def _bfcl_paths(source: Path) -> list[Path]: return sorted(source.glob('BFCL_v4_*.json')) if source.is_dir() else [source]
 
-def _bfcl_tables(source: Path, runs, wrote) -> dict[str, pd.DataFrame]:
+def _bfcl_tables(source: Path, runs, wrote, judge) -> dict[str, pd.DataFrame]:
     said = {g.id: g for g in wrote}
     cases = [c for p in _bfcl_paths(source) for c in bfcl(p) if not said[c.id].unanswered]
     return {'BFCL, by the public rules': bfcl_scores(cases, [said[c.id] for c in cases])[0]}
 
-def _raven_tables(source: Path, runs, wrote) -> dict[str, pd.DataFrame]:
+def _raven_tables(source: Path, runs, wrote, judge) -> dict[str, pd.DataFrame]:
     kept = [(t, g) for t, g in zip(runs, wrote) if not g.unanswered]
     return {'NexusRaven': nexusraven_scores(*map(list, zip(*kept))), "Beside the paper's Table 1": leaderboard({'this model': score(runs, wrote)})} if kept else {}
 
-SUITES: dict[str, tuple[Callable, Callable]] = {  # Name → (path → runs; path, runs and generations → more tables)
+SUITES: dict[str, tuple[Callable, Callable]] = {  # Name → (path → runs; path, runs, generations and judge → more tables)
     'calls': (lambda path: list(trajectories(path)), lambda *_: {}),
     'bfcl': (lambda path: [c.run for p in _bfcl_paths(path) for c in bfcl(p)], _bfcl_tables),
-    'nexusraven': (lambda path: nexusraven(path), _raven_tables)}
+    'nexusraven': (lambda path: nexusraven(path), _raven_tables),
+    'cases': (lambda path: list(trajectories(path)), lambda path, runs, wrote, judge: {'Topic, call and text': case_scores(runs, wrote, judge)[0]})}
 
 # %% ../nbs/41h_evaluate_file.ipynb #48ed466f
 def load_model(
@@ -72,7 +74,7 @@ def backend_of(
     if engine != 'transformers': raise InputError(f'engine: found {engine}, expected transformers or vllm')
     return Local(load_model(model, adapter, dtype), load_tokenizer(adapter or model), template, batch_size, max_new_tokens)
 
-# %% ../nbs/41h_evaluate_file.ipynb #4b1e7116
+# %% ../nbs/41h_evaluate_file.ipynb #a81f6c1b
 def evaluate_file(
     model: str | Path,                   # Model folder; with `endpoint` the name that the server knows
     source: str | Path,                  # Queries, as the suite reads them
@@ -88,12 +90,13 @@ def evaluate_file(
     engine: str = 'transformers',        # Or `vllm`
     endpoint: Endpoint | None = None,    # A server, in place of an engine
     allow_unanswered: bool = False,      # Score although some queries got no answer
+    judge: tuple[str, Endpoint] | None = None,  # Of the suite `cases`: the judge's name, and where it answers
 ) -> dict:                               # The report; raises `InputError`
     "Generate and score."
     if suite not in SUITES: raise InputError(f'suite: found {suite}, expected one of {", ".join(SUITES)}')
     if endpoint and (adapter or chat_template): raise InputError(f"--{'adapter' if adapter else 'chat-template'}: found beside a server, expected the server to have it")
     options = {'command': 'evaluate', 'batch_size': batch_size, 'max_new_tokens': max_new_tokens, 'dtype': dtype, 'suite': suite, 'engine': 'server' if endpoint else engine,
-               'source': [fingerprint(p) for p in _bfcl_paths(Path(source))], 'model': str(model) if endpoint else weights_hash(model_folder(model)), 'allow_unanswered': allow_unanswered,
+               'source': [fingerprint(p) for p in _bfcl_paths(Path(source))], 'model': str(model) if endpoint else weights_hash(model_folder(model)), 'allow_unanswered': allow_unanswered, 'judge': judge and judge[0],
                'adapter': adapter and fingerprint(Path(adapter)/'adapter_model.safetensors'), 'chat_template': chat_template and fingerprint(chat_template)}
     def work(folder):
         read, more = SUITES[suite]
@@ -101,7 +104,11 @@ def evaluate_file(
         wrote = answers(backend_of(model, engine, endpoint, chat_template, adapter, batch_size, max_new_tokens, dtype), runs, folder/'generations.jsonl', lambda x: progress(x, 'generate'))
         scores = score(runs, wrote)
         if scores.unanswered and not allow_unanswered: raise InputError(_open(scores))
-        return _written(folder, f'{model} on {Path(source).name}', scores, runs, more(Path(source), runs, wrote))
+        if suite == 'cases': scores = score(*map(list, zip(*asked))) if (asked := [(t, g) for t, g in zip(runs, wrote) if ability(t) == 'call']) else score([], [])  # The others have no true call
+        asker = judge and Asker(judge[0], Answers(folder/'judge.sqlite'), judge[1])
+        try: tables = more(Path(source), runs, wrote, asker)
+        finally: asker and asker.answers.close()
+        return _written(folder, f'{model} on {Path(source).name}', scores, runs, tables)
     return stage(out, options, work, force, resumes=True)
 
 def _open(scores: Scores) -> str:

@@ -48,6 +48,19 @@ def test_the_merged_model_says_what_the_adapter_says(whole):
 
 
 @pytest.mark.slow
+def test_a_server_says_what_the_demo_trained(whole, tmp_path):
+    from test_serve import served
+
+    from actionstudio.ask import Endpoint
+    from actionstudio.serve import bundle, parity
+    pytest.importorskip('fastapi'); pytest.importorskip('uvicorn')
+    bundle(whole/'merged', tmp_path/'bundle', whole/'split/heldout.jsonl', prompts=4, max_new_tokens=32)
+    with served(tmp_path/'bundle', tmp_path/'log') as url:
+        found = parity(tmp_path/'bundle', Endpoint(base_url=url, timeout=300))
+    assert found.ok and found.prompts == 4, found
+
+
+@pytest.mark.slow
 def test_killed_in_each_stage_it_goes_on_and_counts_the_same(whole, tmp_path):
     out, killed = tmp_path/'killed', []
     for stage in range(1, 13):
