@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Iterator
@@ -33,9 +33,10 @@ from .model import model_folder, weights_hash
 from .schema import InputError
 from .steps import Batch, batch_of
 from .store import fingerprint, load_json, save_json
+from .watch import Watch
 
 # %% ../nbs/33a_checkpoint.ipynb #4818b70c
-FREE = ('model', 'data', 'out', 'heldout', 'micro_batch', 'grad_accum', 'checkpointed', 'devices', 'sharding', 'offload', 'node_copy', 'log_every', 'save_every', 'keep')  # Do not change what is learnt
+FREE = ('model', 'data', 'out', 'heldout', 'micro_batch', 'grad_accum', 'checkpointed', 'devices', 'sharding', 'offload', 'node_copy', 'log_every', 'save_every', 'keep', 'hang_seconds')  # Do not change what is learnt
 
 def identity(
     run: Run,
@@ -166,7 +167,9 @@ class Checkpoints:
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint: same_engine(self.run, Path(resume_from_checkpoint), processes().world)
         self.begun_at = resume_from_checkpoint
-        with on_sigterm() as self.wish: return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        watch = nullcontext() if processes().world == 1 else Watch(Path(self.run.out)/'ranks', self.run.hang_seconds)
+        if processes().world > 1: self.add_callback(watch)
+        with watch, on_sigterm() as self.wish: return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _get_output_dir(self, trial): return os.path.join(super()._get_output_dir(trial), *['.saving'] * self.saving)
 

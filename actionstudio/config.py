@@ -55,6 +55,7 @@ class Run(Record, kw_only=True, frozen=True):
     seed: int = 0  # Order of rows, dropout, adapter weights
     log_every: int = 1  # Steps between two lines of metrics
     save_every: int = 50  # Steps between two checkpoints
+    hang_seconds: int = 1800  # With several processes: when none has made a step for so long, the one that hangs is named and the run ends, to be started again; more than a checkpoint takes
     keep: int = 2  # Checkpoints kept, the newest ones; with `heldout` the best one besides
 
     def refused(self):
@@ -62,7 +63,7 @@ class Run(Record, kw_only=True, frozen=True):
         yield from _refused(self)
 
 # %% ../nbs/30_config.ipynb #906ad7d6
-_AT_LEAST_1 = ('lora_r', 'lora_alpha', 'row_tokens', 'micro_batch', 'grad_accum', 'devices', 'budget', 'log_every', 'save_every', 'keep')
+_AT_LEAST_1 = ('lora_r', 'lora_alpha', 'row_tokens', 'micro_batch', 'grad_accum', 'devices', 'budget', 'log_every', 'save_every', 'keep', 'hang_seconds')
 
 def _refused(r: Run) -> Iterator[tuple[str, str]]:
     for key in ('model', 'data', 'out'):

@@ -21,6 +21,7 @@ def rank(job: dict, k: int, port: int):
     run, stop = read_run(job['run']), job.get('stop')
     def on_step(line):
         if stop and line['step'] == stop: os._exit(7)  # As a kill would
+        if line['step'] == job.get('hang'): time.sleep(1000)
     (train_dpo if run.objective == 'dpo' else train_sft)(run, on_step)
 
 

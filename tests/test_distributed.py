@@ -118,3 +118,12 @@ def test_every_engine_goes_on_with_fewer(folder, regime):
         if sharding.startswith('zero'): assert all(rest['codes']) and 'expected 4 processes' in said(folder, name), said(folder, name); continue
         assert rest['codes'] == [0, 0], said(folder, name)
         same(folder, name, one)
+
+
+def test_a_rank_that_hangs_is_named(folder):
+    "The first process stops in the middle of a step; both end within the time-out, and both logs name it."
+    job = {'run': run_file(folder, 'hangs', hang_seconds=4, epochs=2.0), 'world': 2, 'hang': 3, 'gently': True}
+    done = start(folder, [job], 120)[0]
+    logs = ''.join((folder/f'hangs.yaml.{k}.log').read_text() for k in (0, 1))
+    assert 75 in done['codes'] and done['seconds'] < 60, logs
+    assert 'rank 0 on ' in logs and 'hangs: last step 3' in logs and 'rank 1 on ' not in logs, logs

@@ -101,7 +101,7 @@ def test_torchrun_gets_the_words(cluster):
     assert args[6:12] == ['--rdzv-backend', 'c10d', '--rdzv-endpoint', f'127.0.0.1:{port}', '--rdzv-id', 'demo']
     assert args[-4:] == ['-m', 'actionstudio.cli', 'train', f'{here}/run.yaml']
     assert cluster.node('127.0.0.1', FAKE_RC='9').returncode == 9
-    assert '--rdzv-conf' not in args and p.out.startswith('preflight on ')
+    assert args[args.index('--rdzv-conf') + 1] == 'is_host=1' and p.out.startswith('preflight on ')
     assert read_run(args[-1]) == RUN
 
 @pytest.mark.parametrize('name', HOSTILE)
@@ -270,3 +270,31 @@ def test_two_real_torchruns_find_each_other(cluster, rc):
     logs = [f.read_text() for f in sorted((cluster.work/'out/logs').rglob('stdout.log'))]
     assert sorted(l.split(' group')[0] for l in logs) == ['rank 0 of 2', 'rank 1 of 2']
     assert all(f"['train', '{cluster.job}/run.yaml']" in l for l in logs)
+
+def test_other_versions_are_named(cluster):
+    cluster.folders()
+    cluster.write(RUN, bare(rdzv_port=free_port()))
+    assert cluster.node('127.0.0.1').returncode == 0
+    mine = next((cluster.work/'out/versions').iterdir())
+    other = mine.with_name('node-b')
+    other.write_text(mine.read_text().replace('python 3', 'python 2'))
+    p = cluster.node('127.0.0.1')
+    assert p.returncode == 2 and 'found other versions than on node-b' in p.err and 'python 2' in p.err, p.err
+    os.utime(other, (time.time() - 7200,) * 2)  # Of a launch long ago
+    assert cluster.node('127.0.0.1').returncode == 0
+
+KINDS = [dict(kind='torchrun', nodes=2), dict(kind='torchrun', nodes=2, hosts=['a', 'b']), dict(kind='slurm', nodes=2), dict(kind='slurm', nodes=1, sweep={'lr': [1e-5, 2e-5]}),
+         dict(kind='kubernetes', nodes=2, name='demo', image='x', claim='c', secret='s'), dict(kind='deepspeed', nodes=2, hosts=['a', 'b'])]
+
+@pytest.mark.parametrize('keys', KINDS, ids=lambda k: f"{k['kind']}{'-hosts' * ('hosts' in k)}{'-sweep' * ('sweep' in k)}")
+def test_a_key_in_the_environment_is_written_nowhere(cluster, monkeypatch, keys):
+    key = 'hf_' + 'Zq7' * 9
+    for name in ('HF_TOKEN', 'WANDB_API_KEY', 'AWS_SECRET_ACCESS_KEY'): monkeypatch.setenv(name, key)
+    target = Target(gpus_per_node=8, rdzv_port=free_port(), secrets=[] if keys['kind'] == 'deepspeed' else ['HF_TOKEN'], **keys)
+    cluster.folders()
+    cluster.write(RUN, target)
+    assert not any(key in text for text in launch(RUN, target).values())
+    p = cluster.node('127.0.0.1', HF_TOKEN=key, WANDB_API_KEY=key, SLURM_JOB_ID='7', **({'RUN_FILE': 'run-0.yaml'} if 'sweep' in keys else {}))
+    assert p.returncode == 0, p.err
+    assert cluster.variables()['HF_TOKEN'] == key and key not in p.out + p.err
+    assert not [f for f in cluster.work.rglob('*') if f.is_file() and key.encode() in f.read_bytes()]

@@ -1,0 +1,115 @@
+"""Two hosts, each a network namespace with an address of its own: the generated scripts run as they are.
+
+What the hosts share is the file system, as nodes of a cluster do."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SBIN = f"/usr/sbin:/sbin:{os.environ['PATH']}"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason='network namespaces need root'),
+              pytest.mark.skipif(shutil.which('ip', path=SBIN) is None, reason='no ip here: apt-get install iproute2')]
+HOSTS = {'as-a': '10.77.41.1', 'as-b': '10.77.41.2'}
+
+
+def ip(*words): subprocess.run(['ip', *words], check=True, env=os.environ | {'PATH': SBIN}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope='module')
+def hosts():
+    try:
+        try: ip('netns', 'add', 'as-a')
+        except subprocess.CalledProcessError as e: pytest.skip(f'no network namespaces here: {e.stderr.strip()}')
+        ip('netns', 'add', 'as-b')
+        ip('link', 'add', 'as-va', 'netns', 'as-a', 'type', 'veth', 'peer', 'name', 'as-vb', 'netns', 'as-b')
+        for name, address, link in (('as-a', HOSTS['as-a'], 'as-va'), ('as-b', HOSTS['as-b'], 'as-vb')):
+            ip('-n', name, 'addr', 'add', f'{address}/24', 'dev', link)
+            for dev in ('lo', link): ip('-n', name, 'link', 'set', dev, 'up')
+        yield HOSTS
+    finally:
+        for name in HOSTS: subprocess.run(['ip', 'netns', 'del', name], env=os.environ | {'PATH': SBIN}, capture_output=True)
+
+
+@pytest.fixture(scope='module')
+def work(model, tmp_path_factory):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from actionstudio.encode_file import encode_file
+    folder = tmp_path_factory.mktemp('hosts')
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    say = lambda k: [{"role": "user", "content": f"Say {k}."}, {"role": "assistant", "content": "word " * (1 + k % 7) + str(k)}]
+    (folder/'d.jsonl').write_text(''.join(json.dumps({"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": say(k)}) + '\n' for k in range(40)))
+    encode_file(folder/'d.jsonl', folder/'rows', model)
+    (folder/'model').symlink_to(model)
+    return folder
+
+
+def job(work, name, **keys):
+    from actionstudio.config import Run, to_yaml
+    from actionstudio.launch import launch_texts, write_texts
+    run = Run(model=str(work/'model'), data=str(work/'rows'), out=str(work/name), regime='full', dtype='float32', row_tokens=128, lr=1e-3)
+    (work/f'{name}.yaml').write_text(to_yaml(run))
+    write_texts(launch_texts(work/f'{name}.yaml', kind='torchrun', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, **keys), work/f'{name}-job')
+    return work/f'{name}-job'
+
+
+def env(host, link): return os.environ | {'PATH': f'{Path(sys.executable).parent}:{SBIN}', 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': link, 'SLURMD_NODENAME': host}
+
+
+def check(work, name, said):
+    assert (work/name/'report.json').is_file(), said
+    logs = [f for f in (work/name/'logs').rglob('stdout.log')]
+    assert len(logs) == 2, logs
+    assert sorted(p.name for p in (work/name/'versions').iterdir()) == ['as-a', 'as-b']
+    assert sorted(json.loads(p.read_text())['host'] for p in (work/name/'ranks').glob('*.json')) == ['as-a', 'as-b']
+
+
+def test_one_command_for_each_host(hosts, work):
+    "node.sh on both hosts; the second starts while the first already waits."
+    folder, nodes = job(work, 'bare'), []
+    for host, link in (('as-a', 'as-va'), ('as-b', 'as-vb')):
+        # A namespace has the machine's name; the variable is what the script reads first
+        nodes.append(subprocess.Popen(['ip', 'netns', 'exec', host, 'bash', folder/'node.sh', hosts['as-a']], env=env(host, link), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        time.sleep(2)
+    said = [p.communicate(timeout=240)[0] for p in nodes]
+    assert [p.returncode for p in nodes] == [0, 0], '\n---\n'.join(x[-2500:] for x in said)
+    check(work, 'bare', said)
+
+
+@pytest.mark.skipif(shutil.which('sshd', path=SBIN) is None, reason='no sshd here: apt-get install openssh-server')
+def test_one_command_over_ssh(hosts, work, tmp_path):
+    "all.sh on the first host starts both over ssh, with a key, servers and a list of known hosts of the test's own."
+    keys, ssh = tmp_path/'keys', shutil.which('ssh')
+    keys.mkdir(mode=0o700)
+    for name in ('host', 'user'): subprocess.run(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', keys/name], check=True)
+    (keys/'authorized').write_text((keys/'user.pub').read_text())
+    (keys/'authorized').chmod(0o600)
+    os.makedirs('/run/sshd', exist_ok=True)
+    servers = []
+    (tmp_path/'bin').mkdir()
+    (tmp_path/'bin/ssh').write_text(f'#!/bin/sh\nexec {ssh} -F {keys}/config "$@"\n')
+    (tmp_path/'bin/ssh').chmod(0o755)
+    (keys/'config').write_text(f'Host *\n  IdentityFile {keys}/user\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile {keys}/known\n  Port 2222\n')
+    folder = job(work, 'ssh', hosts=list(hosts.values()))
+    try:
+        for host, link in (('as-a', 'as-va'), ('as-b', 'as-vb')):
+            with_env = [f'SetEnv={" ".join(f"{k}={v}" for k, v in env(host, link).items() if k in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "SLURMD_NODENAME"))}']
+            options = ['Port=2222', f'HostKey={keys}/host', f'AuthorizedKeysFile={keys}/authorized', 'StrictModes=no', 'PermitRootLogin=yes', 'UsePAM=no', f'PidFile={keys}/{host}.pid', *with_env]
+            servers.append(subprocess.Popen(['ip', 'netns', 'exec', host, shutil.which('sshd', path=SBIN), '-D', '-e', '-f', '/dev/null', *(x for o in options for x in ('-o', o))],
+                                            env=os.environ | {'PATH': SBIN}, stderr=open(tmp_path/f'{host}.log', 'w')))
+        time.sleep(1)
+        here = env('as-a', 'as-va')
+        done = subprocess.run(['ip', 'netns', 'exec', 'as-a', 'bash', folder/'all.sh'], env=here | {'PATH': f"{tmp_path/'bin'}:{here['PATH']}"}, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:] + ''.join((tmp_path/f'{h}.log').read_text()[-800:] for h in hosts)
+        check(work, 'ssh', done.stdout + done.stderr)
+    finally:
+        for p in servers: p.terminate()
+        for p in servers: p.wait(20)
