@@ -160,16 +160,19 @@ class _Stops(TrainerCallback):
 class Checkpoints:
     "Of a trainer of transformers: saves whole or not at all, goes on exactly. Stands before the trainer among the bases of a class."
     def __init__(self, run: Run, *args, certificate: dict | None = None, **kwargs):
-        self.run, self.certificate, self.seen, self.begun_at, self.saving = run, certificate or {}, {}, None, False  # `seen`: sums since the last line of metrics
+        self.run, self.certificate, self.seen, self.begun_at, self.saving, self.watch = run, certificate or {}, {}, None, False, None  # `seen`: sums since the last line of metrics
         super().__init__(*args, **kwargs)
         self.add_callback(_Stops(self))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint: same_engine(self.run, Path(resume_from_checkpoint), processes().world)
         self.begun_at = resume_from_checkpoint
-        watch = nullcontext() if processes().world == 1 else Watch(Path(self.run.out)/'ranks', self.run.hang_seconds)
-        if processes().world > 1: self.add_callback(watch)
-        with watch, on_sigterm() as self.wish: return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if processes().world > 1: self.watch = Watch(Path(self.run.out)/'ranks', self.run.hang_seconds); self.add_callback(self.watch)
+        with self.watch or nullcontext(), on_sigterm() as self.wish: return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_batch_samples(self, *args, **kwargs):
+        if self.watch: self.watch.began = self.state.global_step + 1  # Before the processes first wait for each other
+        return super().get_batch_samples(*args, **kwargs)
 
     def _get_output_dir(self, trial): return os.path.join(super()._get_output_dir(trial), *['.saving'] * self.saving)
 

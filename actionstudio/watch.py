@@ -56,7 +56,7 @@ def stragglers(
 ) -> list[Beat]:
     "The ranks that the others wait for."
     middle = median(b.busy for b in found) if found else 0.
-    return [b for b in found if 0 < factor * middle < b.busy]
+    return [b for b in found if 0 < factor * middle < b.busy and b.busy - middle > .1]  # Below that it is noise
 
 def said(b: Beat, trouble: str) -> str:
     "One line for a log."
@@ -89,7 +89,7 @@ class Watch(TrainerCallback):
         self.began = self.step = state.global_step
         model.register_forward_pre_hook(lambda *_: self.passes.append(-time.perf_counter()))
         model.register_forward_hook(lambda *_: self.passes.append(self.passes.pop() + time.perf_counter()))
-    def on_step_begin(self, args, state, control, **kwargs): self.began, self.passes = state.global_step + 1, []
+    def on_step_begin(self, args, state, control, **kwargs): self.passes = []
     def on_step_end(self, args, state, control, **kwargs): self.step, self.busy = state.global_step, sum(self.passes) / max(1, len(self.passes))
 
     def _look(self):
