@@ -142,21 +142,20 @@ def mix(source: Annotated[Path, typer.Argument(help='A recipe (.yaml), or one fi
         refusal: Annotated[Optional[str], typer.Option(help='Of one file: what the assistant says where no call is expected and no text is given.')] = None,
         no_call_share: Annotated[Optional[float], typer.Option(help='Of one file: share of training records that expect no call; surplus records with calls are left out.')] = None,
         tokenizer: Annotated[Optional[Path], typer.Option(help='A model folder: count tokens and trained tokens.')] = None,
-        encoded: Annotated[Optional[Path], typer.Option(help='A folder that `actionstudio encode` wrote: look the counts up.')] = None, force: Force = False):
+        encoded: Annotated[Optional[Path], typer.Option(help='A folder that `actionstudio encode` wrote: look the counts up.')] = None,
+        workers: Annotated[int, typer.Option(min=1, help='Processes; what comes out does not depend on it.')] = 1, force: Force = False):
     "Make the mixture of a recipe, or split one file by tool.\n\nExample: actionstudio mix recipe.yaml --out out/mix"
     counter = tokenizer or encoded
     counted = {'tokens': _call(f"count:{'token' if tokenizer else 'encoded'}_counter", counter), 'tokens_by': str(counter)} if counter else {}
     given = {k: v for k, v in {'held_out': held_out, 'seed': seed, 'refusal': refusal, 'no_call_share': no_call_share}.items() if v is not None}
     recipe = source.suffix in ('.yaml', '.yml')
     if recipe and given: raise InputError(f"--{next(iter(given)).replace('_', '-')}: found beside a recipe, expected it in {source}")
-    report = _call('mix:mix' if recipe else 'mix:split_file', source, out, force=force, progress=progress, **given, **counted)
+    report = _call('mix:mix' if recipe else 'mix:split_file', source, out, force=force, progress=progress, workers=workers, **given, **counted)
     show({k: v for k, v in report.items() if k != 'sources'}, f'mix → {out}')
     if recipe: _frame(_call('mix:mix_table', report))
 
-def _frame(df):
-    table = Table('source', *df.columns)
-    for name, row in df.iterrows(): table.add_row(name, *(f'{v:,.1f}' if '%' in k else f'{int(v):,}' for k, v in row.items()))
-    _out.print(table)
+def _frame(df):  # As wide as it is: a table that is cut to the window is not exact
+    _out.print(df.to_string(float_format='{:,.1f}'.format, formatters={k: '{:,}'.format for k in df if '%' not in k}), soft_wrap=True, highlight=False, markup=False)
 
 # %% ../nbs/50_cli.ipynb #c1c4171e
 @app.command()

@@ -38,22 +38,25 @@ class Duplicates:
         self.threshold, self.seed, self.seen = threshold, seed, []
         self.index = rensa.RMinHashLSH(threshold * 0.8, 128, _bands(threshold))
 
-    def find(self, t: Trajectory) -> tuple[int, float] | None:  # (position of the earlier run among all that were added, similarity)
-        "The earlier run that `t` resembles most; None where there is none, and `t` is added."
-        if not (found := self.look(t)): self.add(t)
+    def find(self, t: Trajectory | rensa.RMinHash) -> tuple[int, float] | None:  # (position of the earlier run among all that were added, similarity)
+        "The earlier run that `t`, or its sketch, resembles most; None where there is none, and `t` is added."
+        mine = self.sketch(t)
+        if not (found := self.look(mine)): self.add(mine)
         return found
 
-    def look(self, t: Trajectory) -> tuple[int, float] | None:
+    def look(self, t: Trajectory | rensa.RMinHash) -> tuple[int, float] | None:
         "As `find`, and nothing is added."
-        mine = self._hash(t)
+        mine = self.sketch(t)
         best = max(((mine.jaccard(self.seen[k]), -k) for k in self.index.query(mine)), default=(0.0, 0))
         if best[0] >= self.threshold: return -best[1], best[0]
 
-    def add(self, t: Trajectory):
-        mine = self._hash(t)
+    def add(self, t: Trajectory | rensa.RMinHash):
+        mine = self.sketch(t)
         self.index.insert(len(self.seen), mine); self.seen.append(mine)
 
-    def _hash(self, t: Trajectory):
+    def sketch(self, t: Trajectory | rensa.RMinHash) -> rensa.RMinHash:
+        "What is remembered of a run: 128 numbers. Making it costs more than looking it up, and other processes can do it."
+        if isinstance(t, rensa.RMinHash): return t
         mine = rensa.RMinHash(128, self.seed)
         mine.update(list(shingles(t)))
         return mine

@@ -52,7 +52,7 @@ class HeldOut(Record, kw_only=True, frozen=True):
         if not 0 < self.share < 1: yield 'share', f'found {self.share}, expected more than 0 and less than 1'
         if self.by != 'tool':
             try: conditions({self.by: None if '.' in self.by else 'x'})
-            except KeyProblem as e: yield 'by', f'found {shown(self.by)}, expected tool, source or a dotted name ({e.text})'
+            except KeyProblem: yield 'by', f'found {shown(self.by)}, expected tool, source or a dotted name such as provenance.task'
 
 class Against(Record, kw_only=True, frozen=True):
     "Benchmarks that the mixture must not know."

@@ -57,13 +57,26 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_order(mak
     assert len(order) == 42 and all(abs(order[:k].count('a') - 0.7 * k) <= 1.0 for k in range(len(order) + 1)), order
 
 
+def test_the_number_of_processes_changes_nothing(actionstudio, tmp_path):
+    a, b = lines(tmp_path/'a.jsonl', [run(f'a{k}', f'say {k % 90} to them all, whatever they answer', f'tool{k % 7}') for k in range(120)]), lines(tmp_path/'b.jsonl.gz', [run(f'a{k}', f'{k} words', calls=0) for k in range(30)])
+    (tmp_path/'mix.yaml').write_text(yaml.safe_dump({'sources': {'a': {'path': a, 'epochs': 1.5}, 'b': {'path': b}}, 'near_duplicates': 0.9, 'held_out': {'share': 0.2}}))
+    for n in '13': assert actionstudio('mix', tmp_path/'mix.yaml', '-o', tmp_path/n, '--workers', n)[0] == 0
+    for name in ('train.jsonl', 'heldout.jsonl', 'removed.jsonl', 'report.json', 'chart.png'): assert (tmp_path/'1'/name).read_bytes() == (tmp_path/'3'/name).read_bytes(), name
+    assert (tmp_path/'1/removed.jsonl').stat().st_size and (tmp_path/'1/heldout.jsonl').stat().st_size
+    lines(tmp_path/'a.jsonl', [{'unique_trajectory_id': 'x'}])
+    code, _, err = actionstudio('mix', tmp_path/'mix.yaml', '-o', tmp_path/'4', '--workers', '2')
+    assert code == 2 and 'a.jsonl:1: found no Unified 2.0 trajectory' in err and err.count('\n') == 1, err
+
+
 def test_mistakes_are_one_line_that_names_the_key(make, actionstudio, tmp_path):
     a = lines(tmp_path/'a.jsonl', [run('a', 'hello there', scores={'overall': 3})])
     for recipe, *words in (({'sourcs': {}}, 'mix.yaml:1', '`sourcs`', 'did you mean `sources`'), ({'sources': {'x': {'path': a, 'wher': {}}}}, 'mix.yaml:4', '`sources.x.wher`', '`where`'),
                            ({'sources': {'x': {'path': a, 'where': {'min_turn': 1}}}}, 'mix.yaml:5', '`sources.x.where.min_turn`', '`min_turns`'),
                            ({'sources': {'x': {'path': a, 'where': {'scores.overal': 1}}}}, '`sources.x.where.scores.overal`', 'did you mean `scores.overall`'),
                            ({'sources': {'x': {'path': str(tmp_path/'no.jsonl')}}}, '`sources.x.path`', 'found nothing'), ({'sources': {'x': {'path': a}}, 'decisions': str(tmp_path/'no.sqlite')}, 'no.sqlite', 'found nothing'),
-                           ({'sources': {'x': {'path': a}}, 'seed': -1}, 'mix.yaml:4', '`seed`', 'found -1'), ({'sources': {'x': a}}, '`sources.x`', 'expected a mapping')):
+                           ({'sources': {'x': {'path': a}}, 'seed': -1}, 'mix.yaml:4', '`seed`', 'found -1'), ({'sources': {'x': {'path': a}}, 'held_out': {'by': 'tools'}}, '`held_out.by`', 'found "tools"'),
+                           ({'sources': {'x': {'path': a, 'wieght': 1}}}, '`sources.x.wieght`', '`weight`'), ({'sources': {'x': {'path': a}}, 'against': {'pth': a}}, '`against.pth`', '`path`'),
+                           ({'sources': {'x': {'path': a}}, 'near_duplicates': 80}, '`near_duplicates`', 'found 80'), ({'sources': {'x': a}}, '`sources.x`', 'expected a mapping')):
         code, _, err = make(**recipe)
         assert code == 2 and err.count('\n') == 1 and all(w in err for w in words), err
         assert not (tmp_path/'mix').exists()
