@@ -58,7 +58,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_order(mak
 
 
 def test_the_number_of_processes_changes_nothing(actionstudio, tmp_path):
-    a, b = lines(tmp_path/'a.jsonl', [run(f'a{k}', f'say {k % 90} to them all, whatever they answer', f'tool{k % 7}') for k in range(120)]), lines(tmp_path/'b.jsonl.gz', [run(f'a{k}', f'{k} words', calls=0) for k in range(30)])
+    a, b = lines(tmp_path/'a.jsonl', [run(f'a{k}', f'say {k % 90} to them all, whatever they answer', f'tool{k % 90 % 7}') for k in range(120)]), lines(tmp_path/'b.jsonl.gz', [run(f'a{k}', f'{k} words', calls=0) for k in range(30)])
     (tmp_path/'mix.yaml').write_text(yaml.safe_dump({'sources': {'a': {'path': a, 'epochs': 1.5}, 'b': {'path': b}}, 'near_duplicates': 0.9, 'held_out': {'share': 0.2}}))
     for n in '13': assert actionstudio('mix', tmp_path/'mix.yaml', '-o', tmp_path/n, '--workers', n)[0] == 0
     for name in ('train.jsonl', 'heldout.jsonl', 'removed.jsonl', 'report.json', 'chart.png'): assert (tmp_path/'1'/name).read_bytes() == (tmp_path/'3'/name).read_bytes(), name
