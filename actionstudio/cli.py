@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'export', 'check', 'mix', 'critique', 'audit',
-           'critic_data', 'compare', 'encode', 'view', 'contamination', 'plan', 'train', 'merge', 'evaluate',
+           'critic_data', 'compare', 'encode', 'view', 'verify', 'contamination', 'plan', 'train', 'merge', 'evaluate',
            'compare_scores', 'serve', 'parity', 'ablate', 'launch', 'fetch', 'demo', 'GateFailed', 'run_command',
            'main']
 
@@ -257,12 +257,24 @@ def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
 def _cost(x: dict | str) -> str: return x if isinstance(x, str) else f"{x['tokens']:,} tokens in {x['rows']:,} rows, {x['trained_tokens']:,} trained, {x['refused']:,} refused (first 50 records)"
 
 @app.command()
-def view(encoded: Annotated[Path, typer.Argument(help='A folder that `actionstudio encode` wrote.')],
+def view(encoded: Annotated[Path, typer.Argument(help='A folder that `actionstudio encode` wrote; or a folder of stages, whose records are shown at each.')],
          tokenizer: Annotated[Path, typer.Option(help='The model folder of the tokenizer.')], out: Annotated[Path, typer.Option('--out', '-o', help='The HTML file to make.')],
          source: Annotated[Optional[Path], typer.Option(help='The trajectories before encoding, to be shown beside.')] = None,
          limit: Annotated[int, typer.Option(help='Rows to show; a page holds 200 records and 3 MB, and what is beyond goes to further pages.')] = 200, force: Force = False):
     "Write one static page that shows encoded trajectories, token by token.\n\nExample: actionstudio view out/encoded --tokenizer models/smol --out out/view.html"
-    show(_call('view:view_file', encoded, out, tokenizer, source, limit, force), f'view → {out}')
+    whole = not (encoded/'encoded.parquet').is_file() and not source
+    show(_call('verifier:view_run', encoded, out, tokenizer, limit, force) if whole else _call('view:view_file', encoded, out, tokenizer, source, limit, force), f'view → {out}')
+
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(help='A folder that a command made, or one that holds such folders.')],
+           tokenizer: Annotated[Optional[Path], typer.Option(help='The model folder of the tokenizer; without it there are no tokens.')] = None,
+           reviewer: Annotated[str, typer.Option(help='Stands beside each decision.')] = '',
+           live: Annotated[Optional[Path], typer.Option(help="A training run's `out`, to be followed.")] = None,
+           port: Annotated[int, typer.Option(help='The first free one from here on.')] = 8866,
+           token: Annotated[Optional[str], typer.Option(help='A new one without it.')] = None,
+           browser: Annotated[bool, typer.Option('--browser/--no-browser', help='Open it.')] = True):
+    "Look at every record at every stage, decide, audit, and follow training; an app on this machine, behind a token.\n\nExample: actionstudio verify out/demo --tokenizer models/smol"
+    _call('app:verify', run, tokenizer, reviewer, port, token, live, browser, lambda line: _out.print(line, soft_wrap=True, highlight=False, markup=False))
 
 # %% ../nbs/50_cli.ipynb #c0de0004
 @app.command()

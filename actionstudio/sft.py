@@ -26,6 +26,7 @@ from .config import Run
 from .dataset import certificate_hash, load_encoded, load_tokenizer, recipe
 from .encode import IGNORE, Encoded
 from .engines import engine, processes
+from .live import watch
 from .model import learning, load_for_training, model_folder, weights_hash
 from .pack import pack
 from .plan import shape_of
@@ -198,6 +199,7 @@ def _trainer(run: Run, steps: list, batch: Batch, encoded: list[Encoded], tokeni
         train_dataset=Dataset.from_dict({'row': share(steps, run, batch, rank, world)}), eval_dataset=Dataset.from_dict({'row': held}) if held else None,
         data_collator=lambda rows: collate([every[i] for i in rows[0]['row']] or [none]), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
+    watch(trainer, encoded, Path(run.out)/'live')
     return trainer
 
 # %% ../nbs/34_sft.ipynb #52fb4581
