@@ -12,6 +12,7 @@ import importlib.util
 import json
 import secrets
 import tempfile
+import webbrowser
 from pathlib import Path
 
 from tornado.web import Application, ErrorHandler, RequestHandler
@@ -74,7 +75,9 @@ def verify(
         def listen(self):
             guard(self.app, token, f'actionstudio-{self.port}')
             super().listen()
-        def launch_browser(self): pass
+        def launch_browser(self):  # It listens now
+            say(f'The verifier is at {self.display_url} (stop it with Ctrl+C)')
+            if browser: webbrowser.open(self.display_url)
         @property
         def display_url(self): return f'http://127.0.0.1:{self.port}/?token={token}'
     with tempfile.TemporaryDirectory() as place:
@@ -82,9 +85,7 @@ def verify(
         absolute = lambda p: p and str(Path(p).absolute())
         file.write_text(json.dumps(notebook(folder, tokenizer=absolute(tokenizer), reviewer=reviewer, live=absolute(live))), encoding='utf-8')
         app = App()
-        app.initialize([str(file), '--no-browser', f'--port={_free(port)}', '--Voila.ip=127.0.0.1', '--Voila.log_level=ERROR', '--template=lab'])
-        say(f'The verifier is at {app.display_url} (stop it with Ctrl+C)')
-        if browser: import webbrowser; webbrowser.open(app.display_url)
+        app.initialize([str(file), f'--port={_free(port)}', '--Voila.ip=127.0.0.1', '--Voila.log_level=ERROR', '--template=lab'])
         app.start()
 
 def _free(port: int) -> int:

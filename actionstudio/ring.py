@@ -9,7 +9,7 @@ __all__ = ['Piece', 'Step', 'Ring', 'read_step', 'read_ring', 'pieces_of', 'summ
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Iterator
 
 import msgspec
 
@@ -27,6 +27,7 @@ class Piece(msgspec.Struct, array_like=True):
     spans: list[Span]               # Offsets inside the sample
     losses: list[float | None]      # Nats, by token; None where nothing was measured
     weights: list[float] | None = None
+    source: str = ''
 
 class Step(msgspec.Struct, kw_only=True):
     "What one step saw."
@@ -89,7 +90,6 @@ def _mean(v: list[float]) -> float | None: return sum(v) / len(v) if v else None
 
 def summary(
     step: Step,
-    source: Callable[[str], str] = lambda id: '',  # Trajectory id → source
     hardest: int = 12,
 ) -> dict:
     "A step as numbers."
@@ -98,7 +98,7 @@ def summary(
         for s in p.spans:
             for i in range(s.start, s.end):
                 if (loss := p.losses[i]) is None: continue
-                fields[s.field].append(loss); sources[source(p.id) or 'unknown'].append(loss); tokens.append((loss, r, k, i, s.message, s.field, p.id))
+                fields[s.field].append(loss); sources[p.source or 'unknown'].append(loss); tokens.append((loss, r, k, i, s.message, s.field, p.id))
     per_second = lambda n: n / step.seconds if step.seconds > 0 else None
     by = lambda found: {k: {'tokens': len(v), 'loss': _mean(v)} for k, v in sorted(found.items())}
     names = ('loss', 'row', 'place', 'token', 'message', 'field', 'id')
@@ -110,4 +110,4 @@ def summary(
 # %% ../nbs/20d_ring.ipynb #9bf31c7f
 def as_encoded(p: Piece, text: str) -> Encoded:
     "A sample as it was encoded."
-    return Encoded(p.ids, [m for s in p.spans for m in [int(s.trained)] * (s.end - s.start)], p.spans, text, p.id, p.leaf, p.weights)
+    return Encoded(p.ids, [m for s in p.spans for m in [int(s.trained)] * (s.end - s.start)], p.spans, text, p.id, p.leaf, p.weights, source=p.source)

@@ -222,8 +222,7 @@ def _follow(self, on: bool = True):
     if self.ring is None: raise InputError(f'{self.folder}: found no ring, expected `live` in the `out` of a training run')
     steps = read_ring(self.ring)
     if not steps: self.live = {'step': 0, 'curve': []}; return
-    source = self.index.table['source']
-    self.live = summary(steps[-1], lambda id: source.get(id, '')) | {'curve': [(s.step, s.loss) for s in steps]}
+    self.live = summary(steps[-1]) | {'curve': [(s.step, s.loss) for s in steps]}
 
 def _segment(self, row: int, place: int, token: int | None = None):
     steps = read_ring(self.ring) if self.ring else []
@@ -256,13 +255,13 @@ def state(self: Verifier) -> dict:
             'audit': self._audit_state() if self.audited else None, 'audits': any((s/'critiques.jsonl').is_file() for s in self.index.stages.values()),
             'decision': d and d.decision and {'decision': d.decision, 'note': visible(d.note), 'reviewer': visible(d.reviewer), 'at': d.at}}
 
-def _seen(v): return {_seen(k): _seen(x) for k, x in v.items()} if isinstance(v, dict) else [_seen(x) for x in v] if isinstance(v, (list, tuple)) else visible(v) if isinstance(v, str) else v
+def _seen(v): return {_seen(k): _seen(x) for k, x in v.items()} if isinstance(v, dict) else [_seen(x) for x in v] if isinstance(v, (list, tuple)) else _plain(v)
 
 def _audit_state(self: Verifier) -> dict:
     done = [int(self.index.at[i]) for i, l in self.labels.items() if l.decision and i in self.index.at.index]
     mine = self.labels.get(self.id)
     return {'items': ITEMS, 'labels': msgspec.structs.asdict(mine) | {'id': ''} if mine else {}, 'done': done, 'runs': len(self.rows),
-            'agreement': None if self.agreement is None else [{k: getattr(x, k) for k in ('item', 'scale', 'n', 'agreed', 'agreed_95', 'kappa', 'kappa_95')} for x in self.agreement]}
+            'agreement': None if self.agreement is None else [{k: _seen(getattr(x, k)) for k in ('item', 'scale', 'n', 'agreed', 'agreed_95', 'kappa', 'kappa_95')} for x in self.agreement]}
 
 Verifier.state, Verifier._audit_state = state, _audit_state
 

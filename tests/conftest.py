@@ -57,7 +57,7 @@ def open_page(browser):
     def opened(url, **options):
         page = browser.new_context(viewport={'width': 1500, 'height': 900}, **options).new_page()
         page.dialogs, page.asked, page.errors = [], [], []
-        page.on('dialog', lambda d: (page.dialogs.append(d.message), d.dismiss()))
+        page.on('dialog', lambda d: d.accept() if d.type == 'beforeunload' else (page.dialogs.append(d.message), d.dismiss()))
         page.on('request', lambda r: page.asked.append(r.url) if not r.url.startswith(('data:', 'blob:', 'file:', 'about:')) else None)
         page.on('requestfailed', lambda r: page.asked.remove(r.url) if r.failure == 'csp' and r.url in page.asked else None)  # The page's policy stopped it
         page.on('pageerror', lambda e: page.errors.append(str(e)))

@@ -117,7 +117,9 @@ def run_cells(page):
     page.locator('.verifier .list li').first.wait_for(timeout=90_000)
 
 
-def settled(page, expression, *args): page.wait_for_function(expression, arg=args[0] if args else None, timeout=20_000)
+def settled(page, expression, *args):
+    try: page.wait_for_function(expression, arg=args[0] if args else None, timeout=20_000)
+    except Exception as e: raise AssertionError(f'{expression} {args}: {page.errors} {page.locator(".alarm").all_inner_texts()} {page.locator(".record .head").all_inner_texts()}') from e
 
 
 def taken(page, step, how):
@@ -258,7 +260,7 @@ def test_audit_by_keyboard_and_live(app, run, open_page, shots):
         page.keyboard.press('x' if k % 2 else 'y')
         settled(page, 'n => document.querySelector(".count").textContent !== n', before)
     page.get_by_role('button', name='reveal').click()
-    page.locator('.items table').wait_for()
+    settled(page, "() => document.querySelector('.items table')")
     assert 'keep or remove' in page.locator('.items table').inner_text()
     page.screenshot(path=shots/'audit.png')
     page.get_by_role('button', name='Leave the audit').click()
