@@ -62,8 +62,8 @@ def _number(v): return f'{v:.3f}' if isinstance(v, float) else f'{v:,}' if isins
 @app.command()
 def formats():
     "List the formats that can be read and written.\n\nExample: actionstudio formats"
-    table = Table('format', 'needs', 'written', 'about')
-    for f in _call('convert:formats').values(): table.add_row(f.name, ', '.join(f.needs), 'yes' if f.export else '', f.about)
+    table = Table('format', 'needs', 'written', 'about', 'licence of published data')
+    for f in _call('convert:formats').values(): table.add_row(f.name, ', '.join(f.needs), 'yes' if f.export else '', f.about, f.licence)
     _out.print(table)
 
 @app.command()

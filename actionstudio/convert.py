@@ -33,6 +33,7 @@ class Format(msgspec.Struct, kw_only=True):
     "How one kind of raw record becomes a trajectory, and back."
     name: str
     about: str                       # One line
+    licence: str = ''                # Of the data that were published in this form, and whether it was read or is recalled; '' where the form is nobody's
     needs: tuple[str, ...]           # Fields that such a record has: the sniffer's evidence; `a|b` is either
     convert: Callable[[dict], dict]  # Raw record → Unified 2.0 as a dict; raises `Reject`
     fits: Callable[[dict], str]      # '' when a record with these fields is of this kind, else what differs
@@ -79,10 +80,11 @@ def register(
     beside: Callable | None = None, # The files that `join` reads, for a path
     whole: Callable | None = None,  # For records that are no lines: path → (place, record) pairs, or None when the file is of another kind
     first: bool = False,            # The sniffer tries it before the others
+    licence: str = '',              # Of the data published in this form: a note for people, as your own logs may have the same form
 ) -> Callable:
     "Register the decorated function as the converter of a format."
     def keep(f):
-        _REGISTRY[name] = Format(name=name, about=about, needs=tuple(needs), convert=f, fits=fits, join=join, beside=beside, whole=whole, first=first)
+        _REGISTRY[name] = Format(name=name, about=about, needs=tuple(needs), convert=f, fits=fits, join=join, beside=beside, whole=whole, first=first, licence=licence)
         _candidates.cache_clear()
         return f
     return keep

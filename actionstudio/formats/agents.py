@@ -42,21 +42,23 @@ def from_text(
     scores: tuple[str, ...] = (),
 ) -> dict:                       # Unified 2.0
     "A record of text turns in a dialect."
-    task, conversation = split_system(read_turns(text_turns(r, d), d))
+    system = [("system", r['system'], {})] if isinstance(r.get('system'), str) and r['system'] else []
+    task, conversation = split_system(read_turns(system + text_turns(r, d), d))
     pick = lambda names: {k: r[k] for k in names if r.get(k) is not None}
-    raw = {k: v for k, v in r.items() if k not in (d.turns, id, *labels, *scores)}
+    raw = {k: v for k, v in r.items() if k not in (d.turns, id, *labels, *scores, *('system' for _ in system))}
     named = {"unique_trajectory_id": str(r[id])} if r.get(id) not in (None, '') else {}
     meta = raw_meta(raw, pick(labels)) | ({'scores': pick(scores)} if pick(scores) else {}) | linked(conversation)
     return named | {"task_instruction": task, "conversation": conversation, "meta": meta}
 
 for _name, _dialect in AGENT_INSTRUCT.items():
-    register(f'agentinstruct_{_name}', f'AgentInstruct, {_name}: actions as text', needs=('id', 'conversations'),
+    register(f'agentinstruct_{_name}', f'AgentInstruct, {_name}: actions as text', licence='Apache-2.0 (recalled)', needs=('id', 'conversations'),
              fits=functools.partial(text_fits, _dialect), first=True)(functools.partial(from_text, _dialect))
 
 # %% ../../nbs/03h_formats_agents.ipynb #431c9995
 ETO = msgspec.structs.replace(REACT, turns='conversations')
 
-@register('eto', 'ETO: ReAct turns in ShareGPT fields, with a reward', needs=('id', 'conversations', 'reward'),
+@register('eto', 'ETO: ReAct turns in ShareGPT fields, with a reward',
+          licence='unknown (none was read)', needs=('id', 'conversations', 'reward'),
           fits=functools.partial(text_fits, ETO), first=True)
 def from_eto(r: dict) -> dict:  # {"id", "conversations": [{"from", "value"}], "reward", "source"}
     "A scored ReAct run."
@@ -64,9 +66,10 @@ def from_eto(r: dict) -> dict:  # {"id", "conversations": [{"from", "value"}], "
 
 # %% ../../nbs/03h_formats_agents.ipynb #4720fd42
 CODEACT = Dialect(sign='<execute>', action=r'(?P<thought>.*?)<(?P<name>execute)>\n?(?P<text>(?:(?!</?execute>).)*?)\n?</execute>',
-                  said=r'(?P<content>(?>.*?<solution>)(?>.*?</solution>).*)', seen=r'Observation:\n?(?P<content>.*)')
+                  said=r'(?!.*<function=)(?P<content>(?>.*?<solution>)(?>.*?</solution>).*)', seen=r'Observation:\n?(?P<content>.*)')
 
-@register('codeact', 'CodeAct: Python between <execute> tags', needs=('id', 'conversations'),
+@register('codeact', 'CodeAct: Python between <execute> tags',
+          licence='Apache-2.0 (recalled)', needs=('id', 'conversations'),
           fits=functools.partial(text_fits, CODEACT), first=True)
 def from_codeact(r: dict) -> dict:  # {"id", "conversations": [{"role", "content"}]}
     "Python as calls of `execute`."
@@ -94,7 +97,8 @@ def _nebius(r: dict) -> dict:  # The prompt as a turn's text; absent where the s
     full = [{k: v for k, v in x.items() if v is not None} for x in r['trajectory']]
     return r | {'trajectory': [{'text' if k == 'system_prompt' and 'text' not in x else k: v for k, v in x.items()} for x in full]}
 
-@register('swe_agent_nebius', 'SWE-agent runs by Nebius: fenced commands as text', needs=('instance_id', 'trajectory'), first=True,
+@register('swe_agent_nebius', 'SWE-agent runs by Nebius: fenced commands as text',
+          licence='CC-BY-4.0 (recalled)', needs=('instance_id', 'trajectory'), first=True,
           fits=lambda r: text_fits(swe_agent('trajectory'), _nebius(r)))
 def from_nebius(r: dict) -> dict:  # {"instance_id", "trajectory": [{"role", "text", "system_prompt", "mask"}], "target", "exit_status", …}
     "A SWE-agent run; whether the tests passed is a label."
@@ -108,7 +112,8 @@ _COPIES = ('thought', 'action', 'response', 'observation')
 def _beyond(d: dict, said: str) -> dict:  # A step or a turn without the copies of what was said
     return {k: v for k, v in d.items() if k not in _COPIES or not isinstance(v, str) or v.strip() not in said}
 
-@register('swe_agent', 'SWE-agent .traj: fenced commands as text', needs=('history', 'trajectory', 'info'), first=True,
+@register('swe_agent', 'SWE-agent .traj: fenced commands as text',
+          licence='MIT (read)', needs=('history', 'trajectory', 'info'), first=True,
           fits=lambda r: text_fits(swe_agent('history'), r))
 def from_swe_agent(r: dict) -> dict:  # {"environment", "history": [{"role", "content"}], "trajectory": [{"action", "observation"}], "info"}
     "What the model saw, as calls and results."

@@ -55,7 +55,8 @@ def seal_join(path: Path, r: dict) -> dict:
     known = _seal_tools(beside, beside.stat().st_mtime_ns) if beside.is_file() else {}
     return r | {'tools': [known[n] for n in _names(r.get('calling'), 'api') if n in known]}
 
-@register('seal_tools', 'Seal-Tools: a query and its calls, tools apart', needs=('id', 'query', 'calling'),
+@register('seal_tools', 'Seal-Tools: a query and its calls, tools apart',
+          licence='Apache-2.0 (read)', needs=('id', 'query', 'calling'),
           join=seal_join, beside=_seal_files)
 def from_seal(
     r: dict,   # {"id", "query", "calling": [{"api", "parameters", "responses"}], "tools"?: as `seal_join` adds them}
@@ -72,7 +73,8 @@ def _seal_prompt_fits(r: dict) -> str:
     fits = two and _SEAL_PROMPT.fullmatch(turns[0]['value'])
     return '' if fits else '`conversations` is no prompt with `api_list` and `task_instruction`, and its answer'
 
-@register('seal_prompt', 'Seal-Tools: its fine-tuning prompt', needs=('id', 'conversations'), fits=_seal_prompt_fits, first=True)
+@register('seal_prompt', 'Seal-Tools: its fine-tuning prompt',
+          licence='Apache-2.0 (read)', needs=('id', 'conversations'), fits=_seal_prompt_fits, first=True)
 def from_seal_prompt(
     r: dict,   # {"id", "conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": a Python list}]}
 ) -> dict:     # The words around tools and task are kept as `meta.raw.prompt`
@@ -125,7 +127,7 @@ def _toolalpaca_whole(path: Path):
 
 # %% ../../nbs/03e_formats_api.ipynb #180c455b
 @register('toolalpaca', 'ToolAlpaca: an instruction on one API, and golden steps',
-          needs=('Function_Description', 'Instruction', 'Golden_Answer'), whole=_toolalpaca_whole)
+          licence='Apache-2.0 (read)', needs=('Function_Description', 'Instruction', 'Golden_Answer'), whole=_toolalpaca_whole)
 def from_toolalpaca(
     r: dict,   # As `toolalpaca_parts` yields them
 ) -> dict:     # The steps depend on each other: `meta.labels.sequential`
@@ -150,7 +152,8 @@ def _judged_whole(path: Path):
     marked = top.lstrip().startswith(b'{') and b'"input"' in top and b'## Standard Answer' in top
     return _unfolded(path, _judged_parts) if marked else None
 
-@register('toolalpaca_judged', "ToolAlpaca: a judge's prompt, reply and verdicts", needs=('id', 'input', 'output'), whole=_judged_whole,
+@register('toolalpaca_judged', "ToolAlpaca: a judge's prompt, reply and verdicts",
+          licence='Apache-2.0 (read)', needs=('id', 'input', 'output'), whole=_judged_whole,
           fits=lambda r: '' if isinstance(r['input'], list) or r['input'] == r['output'] == '' else '`input` is no list of messages')
 def from_toolalpaca_judged(
     r: dict,   # {"id", "input": [message], "output", "process_correctness"?, "final_response_correctness"?}
@@ -208,7 +211,8 @@ def _api_bank_fits(r: dict) -> str:
     fits = isinstance(r['dialog'], list) and all(map(_is_line, r['dialog']))
     return '' if fits else '`dialog` is no list of lines of User, AI and API'
 
-@register('api_bank', 'API-Bank: one dialogue a file, lines of User, AI and API', needs=('id', 'dialog'), fits=_api_bank_fits,
+@register('api_bank', 'API-Bank: one dialogue a file, lines of User, AI and API',
+          licence='Apache-2.0 (read)', needs=('id', 'dialog'), fits=_api_bank_fits,
           join=api_bank_join, beside=_api_bank_files, whole=_api_bank_whole)
 def from_api_bank(
     r: dict,   # {"id", "dialog": [{"role": "User" | "AI", "text"} | {"role": "API", "api_name", "param_dict", "result"}], "schemas"?}
@@ -248,7 +252,8 @@ def _nexus_run(query: str, name: str, arguments, tools: list[dict], lifts: Count
     return gold_run(query, [call], tools, lifts, raw_meta(raw, labels) | _EVALUATION)
 
 # %% ../../nbs/03e_formats_api.ipynb #d75b6d53
-@register('nexusraven', 'NexusRaven: a query and a Python call (evaluation only)', needs=('query', 'reference'),
+@register('nexusraven', 'NexusRaven: a query and a Python call (evaluation only)',
+          licence='CC-BY-NC-4.0 (read)', needs=('query', 'reference'),
           join=nexus_join, beside=_nexus_files)
 def from_nexusraven(
     r: dict,   # {"query", "reference": "r = f(x=1)", "apis"?: as `nexus_join` adds them}
@@ -261,7 +266,7 @@ def from_nexusraven(
     return _nexus_run(r['query'], name, arguments, tools, lifts, {"reference": r['reference']}, rest(r, 'query', 'reference', 'apis'))
 
 @register('nexusraven_standard', 'NexusRaven, standardised: a prompt, a function name and arguments (evaluation only)',
-          needs=('prompt', 'python_function_name', 'python_args_dict'), join=nexus_join, beside=_nexus_files)
+          licence='CC-BY-NC-4.0 (read)', needs=('prompt', 'python_function_name', 'python_args_dict'), join=nexus_join, beside=_nexus_files)
 def from_nexusraven_standard(
     r: dict,   # {"dataset", "prompt", "python_function_name", "python_args_dict": JSON text, "context_functions": [name], "apis"?}
 ) -> dict:
@@ -300,7 +305,7 @@ def function_schema(
 
 # %% ../../nbs/03e_formats_api.ipynb #b3d4ac4d
 @register('nexusraven_source', 'NexusRaven: an input, a Python call and the source of functions (evaluation only)',
-          needs=('Input', 'Output', 'context'))
+          licence='CC-BY-NC-4.0 (read)', needs=('Input', 'Output', 'context'))
 def from_nexusraven_source(
     r: dict,   # {"Input", "Output": "f(x=1)", "context": [Python source], "Output_Original"?, "ToolName"?}
 ) -> dict:
@@ -314,7 +319,8 @@ def from_nexusraven_source(
 # %% ../../nbs/03e_formats_api.ipynb #037a99f8
 _ASKED = re.compile(r"\{'Instruction': (.*?), 'Output': \{", re.S)
 
-@register('apibench', 'Gorilla APIBench: a question and a Python call', needs=('code', 'api_call', 'provider', 'api_data'))
+@register('apibench', 'Gorilla APIBench: a question and a Python call',
+          licence='Apache-2.0 (read)', needs=('code', 'api_call', 'provider', 'api_data'))
 def from_apibench(
     r: dict,   # {"code": text with the instruction, "api_call": "torch.hub.load(model='x')", "provider", "api_data"}
 ) -> dict:     # No tools: the source declares none

@@ -83,7 +83,8 @@ def _adp_fits(r: dict) -> str:
     odd = next((e for e in r['content'] if not (isinstance(e, dict) and str(e.get('class_')).endswith(('_action', '_observation')))), None)
     return '' if odd is None else f'an event of class {shown(odd.get("class_") if isinstance(odd, dict) else odd)}'
 
-@register('adp', 'Agent Data Protocol, standardised: actions and observations', needs=('id', 'content'), fits=_adp_fits)
+@register('adp', 'Agent Data Protocol, standardised: actions and observations',
+          licence='MIT (read), each data set its own', needs=('id', 'content'), fits=_adp_fits)
 def from_adp(
     r: dict,  # {"id", "content": [event], "details"?, "available_apis"?, "schema_version"?}
 ) -> dict:
@@ -286,7 +287,8 @@ def _nnetnav_fits(r: dict) -> str:
     if roles[-2:] != ['user', 'assistant']: return '`messages` does not end on a user and an assistant'
     return '' if str(r['messages'][-2].get('content')).startswith('OBSERVATION:') else 'no OBSERVATION in the user message'
 
-@register('nnetnav', 'NNetNav: one page and one action in a record', needs=('dataset', 'id', 'messages', 'task_name'), fits=_nnetnav_fits)
+@register('nnetnav', 'NNetNav: one page and one action in a record',
+          licence='Apache-2.0 (recalled)', needs=('dataset', 'id', 'messages', 'task_name'), fits=_nnetnav_fits)
 def from_nnetnav(
     r: dict,  # {"dataset", "id", "messages": [system, user, assistant], "output", "prompt", "task_name", "n_tokens"}
 ) -> dict:
@@ -325,7 +327,8 @@ def page_message(
     return {**rest, "role": "user", "content": _text(text), "source": "environment"}
 
 # %% ../../nbs/03j_formats_events.ipynb #4dc0f20a
-@register('webarena', 'WebArena runs: trees and numbered actions', needs=('task_id', 'intent', 'trajectory'), fits=_webarena_fits)
+@register('webarena', 'WebArena runs: trees and numbered actions',
+          licence='unknown (none was read)', needs=('task_id', 'intent', 'trajectory'), fits=_webarena_fits)
 def from_webarena(
     r: dict,  # {"task_id", "intent", "source": model, "trajectory": [page or action]}
 ) -> dict:
@@ -351,7 +354,8 @@ def _screen(r: dict, i: int) -> dict:
     shot = {"images": [at('screenshots')]} if at('screenshots') else {}
     return shot | {k: v for k in ('width', 'height') if (v := at(f'screenshot_{k}s')) is not None}
 
-@register('androidcontrol', 'AndroidControl: screens as trees, and actions', fits=_android_fits,
+@register('androidcontrol', 'AndroidControl: screens as trees, and actions',
+          licence='Apache-2.0 (read)', fits=_android_fits,
           needs=('episode_id', 'goal', 'accessibility_trees', 'actions'))
 def from_androidcontrol(
     r: dict,  # {"episode_id", "goal", "screenshots", "accessibility_trees", "actions", "step_instructions", …}

@@ -72,7 +72,8 @@ def _bfcl_fits(r: dict) -> str:
     return '' if len(turns) == 1 else f'`question` has {len(turns)} turns, expected one'
 
 # %% ../../nbs/03b_formats_gold.ipynb #4e2a6eaf
-@register('bfcl', 'Berkeley Function-Calling Leaderboard, single-turn', needs=('id', 'question', 'function'), fits=_bfcl_fits,
+@register('bfcl', 'Berkeley Function-Calling Leaderboard, single-turn',
+          licence='Apache-2.0 (read)', needs=('id', 'question', 'function'), fits=_bfcl_fits,
           join=bfcl_join, beside=bfcl_answers)
 def from_bfcl(
     r: dict,   # {"id", "question": [[message]], "function": [spec], "ground_truth"?: [{name: {argument: [values]}}]}
@@ -159,7 +160,7 @@ def _gold_turn(calls: list, i: int, order: dict, lifts: Counter) -> list[dict]:
     return [{"role": "assistant", "content": "", "tool_calls": calls}] if calls else []
 
 @register('bfcl_multi_turn', 'Berkeley Function-Calling Leaderboard, multi-turn',
-          needs=('id', 'question', 'involved_classes', 'initial_config'), join=bfcl_tools,
+          licence='Apache-2.0 (read)', needs=('id', 'question', 'involved_classes', 'initial_config'), join=bfcl_tools,
           beside=lambda path: bfcl_answers(path) + _bfcl_docs(path))
 def from_bfcl_turns(
     r: dict,   # {"id", "question": [[message]], "involved_classes", "ground_truth"?: [["f(x=1)"]], "function_doc"?, "excluded_function"?}
@@ -204,7 +205,8 @@ def _decoded(value, where: str) -> list:
     if isinstance(out, list): return out
     raise Reject('broken_json_text', f'{where}: found {shown(out)}, expected a JSON list')
 
-@register('xlam', 'xLAM function calling: query, tools, answers', needs=('query', 'tools', 'answers'))
+@register('xlam', 'xLAM function calling: query, tools, answers',
+          licence='CC-BY-4.0 (recalled)', needs=('query', 'tools', 'answers'))
 def from_xlam(
     r: dict,   # {"query", "tools": list or JSON text, "answers": list or JSON text, "id"?}
 ) -> dict:     # An empty `answers` list means that no call is expected
@@ -235,7 +237,8 @@ def _hammer_fits(r: dict) -> str:
     found = {k for k, _ in _SECTIONS.findall(r['instruction'])} if isinstance(r['instruction'], str) else set()
     return '' if found == _PROMPT else f'`instruction` has the sections {shown(sorted(found))}, expected {shown(sorted(_PROMPT))}'
 
-@register('xlam_prompt', 'xLAM and Hammer: tools and query in one prompt, calls as a fenced list', needs=('instruction', 'input', 'output'),
+@register('xlam_prompt', 'xLAM and Hammer: tools and query in one prompt, calls as a fenced list',
+          licence='Apache-2.0 (read), from CC-BY-4.0 (recalled)', needs=('instruction', 'input', 'output'),
           fits=_hammer_fits, first=True)
 def from_xlam_prompt(
     r: dict,   # {"instruction": sections, "input": "", "output": a fenced JSON list}

@@ -34,7 +34,8 @@ def _toolace_fits(r: dict) -> str:
     if not isinstance(r['system'], str) or listed_tools(r['system']) is None: return 'no list of functions in `system`'
     return sharegpt_fits(r)
 
-@register('toolace', 'ToolACE: ShareGPT turns, functions listed in the system text', needs=('conversations', 'system'), fits=_toolace_fits)
+@register('toolace', 'ToolACE: ShareGPT turns, functions listed in the system text',
+          licence='Apache-2.0 (recalled)', needs=('conversations', 'system'), fits=_toolace_fits)
 def from_toolace(r: dict) -> dict:
     "ShareGPT turns with the tools of the system text."
     lifts, found = Counter(), listed_tools(r['system'])
@@ -67,7 +68,8 @@ def tau_join(path: Path, r: dict) -> dict:
 # %% ../../nbs/03a_formats_logs.ipynb #aa8b71eb
 def _tau_fits(r: dict) -> str: return chat_fits({'messages': r['traj']}).replace('`messages`', '`traj`')
 
-@register('tau_bench', 'tau-bench runs', needs=('task_id', 'reward', 'traj'), fits=_tau_fits, join=tau_join, beside=tau_tools)
+@register('tau_bench', 'tau-bench runs',
+          licence='MIT (read)', needs=('task_id', 'reward', 'traj'), fits=_tau_fits, join=tau_join, beside=tau_tools)
 def from_tau_bench(
     r: dict,   # {"task_id", "trial"?, "reward", "info"?, "traj": [OpenAI messages], "tools"?: […]}
 ) -> dict:     # `task_id` repeats over trials, so the id is made of both

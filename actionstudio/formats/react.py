@@ -129,7 +129,8 @@ def _react_run(turns: list[tuple[str, str, dict]]) -> dict:
     labels = {'reward': ast.literal_eval(verdict[1])} if verdict else {}
     return {"conversation": conversation, "meta": raw_meta({}, labels) | linked(conversation)}
 
-@register('fireact', 'FireAct: ReAct turns as chat messages', needs=('messages',), fits=lambda r: text_fits(REACT, r), first=True)
+@register('fireact', 'FireAct: ReAct turns as chat messages',
+          licence='MIT (read)', needs=('messages',), fits=lambda r: text_fits(REACT, r), first=True)
 def from_fireact(r: dict) -> dict:  # {"messages": [{"role", "content"}]}
     "ReAct turns as calls and results."
     out = _react_run(text_turns(r, REACT))
@@ -152,7 +153,8 @@ def _fireact_fits(r: dict) -> str:
     reads = isinstance(log, str) and isinstance(r['instruction'], str) and re.match('(Thought|Action):', log) and '\nObservation:' in log
     return '' if reads else '`output` is no log of Thought, Action and Observation'
 
-@register('fireact_alpaca', 'FireAct: a whole ReAct run in one output', needs=('instruction', 'output'), fits=_fireact_fits, first=True)
+@register('fireact_alpaca', 'FireAct: a whole ReAct run in one output',
+          licence='MIT (read)', needs=('instruction', 'output'), fits=_fireact_fits, first=True)
 def from_fireact_alpaca(r: dict) -> dict:  # {"instruction", "input", "output"}
     "A run that was written as one answer."
     question = '\n'.join(x for x in (r['instruction'], r.get('input')) if x)
@@ -183,7 +185,8 @@ def _reflexion_whole(path: Path):  # (place, record) pairs, or None
 
 _ANSWER = re.compile(r'\nCorrect answer: (?P<answer>[^\n]*)$')
 
-@register('reflexion', 'Reflexion: a plain-text ReAct log on HotpotQA', needs=('trial', 'section', 'log'), whole=_reflexion_whole)
+@register('reflexion', 'Reflexion: a plain-text ReAct log on HotpotQA',
+          licence='MIT (read)', needs=('trial', 'section', 'log'), whole=_reflexion_whole)
 def from_reflexion(r: dict) -> dict:  # As `reflexion_runs` gives it
     "One question of a Reflexion log; the section and the gold answer become labels."
     log, gold = r['log'], _ANSWER.search(r['log'])

@@ -41,7 +41,8 @@ def _dialog_fits(r: dict) -> str:
     odd = next((x for x in r['turns'] if not spoken(x)), None)
     return '' if odd is None else f'a turn by {shown(odd.get("speaker") if isinstance(odd, dict) else odd)}'
 
-@register('sgd', 'Schema-Guided Dialogue: service calls on system turns', needs=('dialogue_id', 'turns'), fits=_dialog_fits)
+@register('sgd', 'Schema-Guided Dialogue: service calls on system turns',
+          licence='CC-BY-SA-4.0 (recalled)', needs=('dialogue_id', 'turns'), fits=_dialog_fits)
 def from_sgd(
     r: dict,  # {"dialogue_id", "turns": [turn], "services"?, …}
 ) -> dict:
@@ -52,7 +53,8 @@ def from_sgd(
     return {"unique_trajectory_id": str(r['dialogue_id']), "conversation": conversation, "meta": meta}
 
 # %% ../../nbs/03i_formats_services.ipynb #a6f6121f
-@register('ketod', 'KETOD: SGD dialogs with chit-chat and its facts', needs=('dialogue_id', 'turns', 'dialog_query'), fits=_dialog_fits)
+@register('ketod', 'KETOD: SGD dialogs with chit-chat and its facts',
+          licence='unknown; DialogStudio, which carries it, Apache-2.0 (read)', needs=('dialogue_id', 'turns', 'dialog_query'), fits=_dialog_fits)
 def from_ketod(
     r: dict,  # As for `from_sgd`, with "dialog_query", "entity_passages" …, and "enrich" on each turn
 ) -> dict:

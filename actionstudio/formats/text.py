@@ -121,6 +121,7 @@ def hermes_said(text: str, where: str) -> list:
         if not inside and '<tool_call>' in p:
             raise Reject('broken_call', f'{where}: found {shown(p[p.find("<tool_call>"):])}, expected </tool_call>')
         if not inside: out.append(p); continue
+        if p.lstrip().startswith('<function='): raise Reject('other_dialect', f'{where}: found <function=…> in <tool_call>, expected JSON; `xml_functions` reads it')
         found = read_value(p, where)
         out += found if isinstance(found, list) else [found]
     return out

@@ -33,7 +33,8 @@ def _toolbench_whole(path: Path):
     return ((place, r if isinstance(r, Rejected) else {"id": id} | r) for place, r in scan(path))
 
 # %% ../../nbs/03f_formats_trees.ipynb #69e14974
-@register('toolbench', 'ToolBench: a search tree and its answer', needs=('win', 'tree', 'answer_generation'), whole=_toolbench_whole)
+@register('toolbench', 'ToolBench: a search tree and its answer',
+          licence='Apache-2.0 (read)', needs=('win', 'tree', 'answer_generation'), whole=_toolbench_whole)
 def from_toolbench(
     r: dict,   # {"win", "tree", "answer_generation": {"function", "train_messages", "valid_data", "finish_type", …}, …}
 ) -> dict:     # The tree stays in `meta.raw`; raises `Reject` (`no_branch`) where the search kept no branch
@@ -110,7 +111,8 @@ def _pairs_whole(path: Path):
     rows = _toolbench_whole(path)
     return None if rows is None else (x for place, r in rows for x in _pairs_at(place, r))
 
-@register('toolbench_pairs', 'ToolBench: preferences, from branches that lost (on request)', needs=('id', 'toolbench_pair'), whole=_pairs_whole)
+@register('toolbench_pairs', 'ToolBench: preferences, from branches that lost (on request)',
+          licence='Apache-2.0 (read)', needs=('id', 'toolbench_pair'), whole=_pairs_whole)
 def from_toolbench_pair(
     r: dict,   # {"id", "toolbench_pair": as `tree_pairs` gives it}
 ) -> dict:
@@ -138,7 +140,8 @@ def _toolbench_api(a: dict, lifts: Counter) -> dict:
     return {"name": toolbench_name(a['api_name'], a['tool_name']), **described, **declared, **more}
 
 # %% ../../nbs/03f_formats_trees.ipynb #24559319
-@register('toolbench_query', 'ToolBench: a question and the APIs that it may use', needs=('query', 'query_id'))
+@register('toolbench_query', 'ToolBench: a question and the APIs that it may use',
+          licence='Apache-2.0 (read)', needs=('query', 'query_id'))
 def from_toolbench_query(
     r: dict,   # {"query", "query_id", "api_list"?: [{"tool_name", "api_name", "required_parameters", …}], "relevant APIs"?}
 ) -> dict:     # One user turn: the answer is not in the data
