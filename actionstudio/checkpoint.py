@@ -36,7 +36,7 @@ from .store import fingerprint, load_json, save_json
 from .watch import Watch
 
 # %% ../nbs/33a_checkpoint.ipynb #4818b70c
-FREE = ('model', 'data', 'out', 'heldout', 'micro_batch', 'grad_accum', 'checkpointed', 'devices', 'sharding', 'offload', 'node_copy', 'log_every', 'save_every', 'keep', 'hang_seconds')  # Do not change what is learnt
+FREE = ('model', 'data', 'out', 'heldout', 'micro_batch', 'grad_accum', 'checkpointed', 'devices', 'sharding', 'offload', 'node_copy', 'log_every', 'report_to', 'save_every', 'keep', 'hang_seconds')  # Do not change what is learnt
 
 def identity(
     run: Run,
@@ -161,8 +161,9 @@ class Checkpoints:
     "Of a trainer of transformers: saves whole or not at all, goes on exactly. Stands before the trainer among the bases of a class."
     def __init__(self, run: Run, *args, certificate: dict | None = None, **kwargs):
         self.run, self.certificate, self.seen, self.begun_at, self.saving, self.watch = run, certificate or {}, {}, None, False, None  # `seen`: sums since the last line of metrics
+        first = kwargs.pop('callbacks', None) or []
         super().__init__(*args, **kwargs)
-        self.add_callback(_Stops(self))
+        self.callback_handler.callbacks[:0] = [*first, _Stops(self)]  # Before those who report: they see what ours add to the log
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint: same_engine(self.run, Path(resume_from_checkpoint), processes().world)

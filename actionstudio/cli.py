@@ -311,14 +311,17 @@ def plan(model: Annotated[str, typer.Argument(help='A model folder, a config.jso
 # %% ../nbs/50_cli.ipynb #232047bf
 @app.command()
 def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
-          budget: Annotated[Optional[int], typer.Option(help="Trained tokens, in place of the file's.")] = None):
+          budget: Annotated[Optional[int], typer.Option(help="Trained tokens, in place of the file's.")] = None,
+          probe: Annotated[bool, typer.Option('--probe', help='Measure some steps before the plan is settled.')] = False,
+          gpu: Annotated[Optional[str], typer.Option(help='Plan for h200, h100, a100, l40s, rtx4090 or cpu; by default what is found.')] = None):
     "Train what a run file says; the same command goes on after a kill.\n\nExample: actionstudio train run.yaml"
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    settings = _call('config:read_run', run, **({} if budget is None else {'budget': budget, 'epochs': None}))
+    more = {} if budget is None else {'budget': budget, 'epochs': None}
+    out = _call('config:read_run', run, **more).out
     with Progress(TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(), console=_err, disable=not _err.is_terminal) as bar:
         task = bar.add_task('loading')
         def on_step(x): bar.update(task, total=x['steps'], completed=x['step'], description=f"step {x['step']}/{x['steps']}  loss {x['loss']:.3f}  {x['trained_tokens']:,} trained tokens")
-        show(_call('dpo:train_dpo' if settings.objective == 'dpo' else 'sft:train_sft', settings, on_step), f'train → {settings.out}')
+        show(_call('train:train', run, on_step, lambda line: bar.console.print(line, soft_wrap=True, highlight=False), probe, gpu, **more), f'train → {out}')
 
 @app.command()
 def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter, as training writes it.')],

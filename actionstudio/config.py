@@ -54,6 +54,7 @@ class Run(Record, kw_only=True, frozen=True):
     dtype: Literal['bfloat16', 'float32'] = 'bfloat16'  # Of the forward pass
     seed: int = 0  # Order of rows, dropout, adapter weights
     log_every: int = 1  # Steps between two lines of metrics
+    report_to: list[str] = msgspec.field(default_factory=list)  # Who is told them besides `metrics.jsonl`: tensorboard and others that transformers knows
     save_every: int = 50  # Steps between two checkpoints
     hang_seconds: int = 1800  # With several processes: when none has made a step for so long, the one that hangs is named and the run ends, to be started again; more than a checkpoint takes
     keep: int = 2  # Checkpoints kept, the newest ones; with `heldout` the best one besides

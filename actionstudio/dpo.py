@@ -9,6 +9,7 @@ __all__ = ['TREE', 'tree_attention', 'collate_pairs', 'log_probabilities', 'pref
 # %% ../nbs/35_dpo.ipynb #e537a9f7
 import json
 import math
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable
@@ -28,7 +29,8 @@ from .model import load_for_training, model_folder
 from .pairs import Pair, Side, encode_pair
 from .plan import shape_of
 from .schema import InputError, Trajectory, evaluation_only
-from .sft import Metrics, check_tokens, finish, training_arguments
+from .metrics import Metrics, gauge
+from .sft import check_tokens, finish, training_arguments
 from .steps import Batch, passes_per_step, plan_steps, share, step_tokens
 from .pack import pack
 from .store import fingerprint, load_json, read, save_json
@@ -201,7 +203,7 @@ def _pair_trainer(run: Run, steps: list, batch: Batch, tokenizer, pairs: list[Pa
     every, none = pairs + heldout, filler_pair(pairs)
     held = [[len(pairs) + i for i in row] for row in pack([len(p) for p in heldout], run.row_tokens)]
     args = training_arguments(run, len(steps), passes_per_step(run, batch, world))  # Before the model is loaded: some engines split it while it is read
-    reference, metrics = _Reference(every, Path(run.out)/'reference.json', key), Metrics(Path(run.out)/'metrics.jsonl', step_tokens(steps, pairs), on_step)
+    reference, metrics = _Reference(every, Path(run.out)/'reference.json', key), Metrics(Path(run.out)/'metrics.jsonl', step_tokens(steps, pairs), on_step, gauge(run, Counter(map(len, pairs)), batch.rows))
     def collate(rows): ks = rows[0]['row']; return collate_pairs([every[i] for i in ks], [reference.logp[i] for i in ks]) if ks else collate_pairs([none], [(0., 0.)])
     trainer = PairTrainer(run, model=load_for_training(run, TREE), args=args, train_dataset=Dataset.from_dict({'row': share(steps, run, batch, rank, world)}), eval_dataset=Dataset.from_dict({'row': held}) if held else None,
                           data_collator=collate, processing_class=tokenizer, callbacks=[metrics, reference], certificate=certificate)

@@ -86,6 +86,39 @@ def test_a_step_of_each_kind(name, model, data, tmp_path):
     assert step(folder, data, tmp_path/'dpo', 'lora', targets, 'dpo')['loss_first'] == pytest.approx(math.log(2), rel=1e-5)
 
 
+@pytest.mark.parametrize('name', [n if n in ('qwen2', 'mixtral') else pytest.param(n, marks=pytest.mark.slow) for n in TWINS])
+def test_a_step_by_preference_in_each_regime(name, model, data, tmp_path):
+    from safetensors.torch import load_file
+    folder, targets = twin(name, model, tmp_path/name), TWINS[name][2]
+    before = {k: v for f in folder.glob('*.safetensors') for k, v in load_file(f).items()}
+    for regime in ('full', 'qlora'):  # The test above has lora
+        assert step(folder, data, tmp_path/regime, regime, targets, 'dpo')['loss_first'] == pytest.approx(math.log(2), rel=1e-5), regime
+    after = {k: v for f in (tmp_path/'full'/'model').glob('*.safetensors') for k, v in load_file(f).items()}
+    assert after.keys() == before.keys() and sum(not torch.equal(after[k].float(), before[k].float()) for k in before) > len(before) / 2
+    learnt = {k: v.abs().max() for k, v in load_file(tmp_path/'qlora'/'adapter'/'adapter_model.safetensors').items() if 'lora_B' in k}
+    assert len(learnt) >= 4 and min(learnt.values()) > 0
+
+
+@pytest.mark.parametrize('name', ['mixtral', pytest.param('qwen3_moe', marks=pytest.mark.slow)])
+def test_adapters_on_attention_beside_experts_in_nf4(name, model, data, tmp_path):
+    "The experts are 4-bit by their bytes, stay as they are, and the adapters learn through them"
+    from actionstudio.config import Run
+    from actionstudio.model import expert_parameters, load_for_training
+    from safetensors.torch import load_file
+    folder = twin(name, model, tmp_path/name, data)
+    run = Run(model=str(folder), data='d', out='o', regime='qlora', dtype='bfloat16', row_tokens=512)
+    plain, quantised = load_for_training(run.__class__(model=str(folder), data='d', out='o', regime='lora')), load_for_training(run)
+    wide = sum(plain.get_submodule(m).get_parameter(p).numel() for m, p in expert_parameters(plain))
+    packed = [m for m in quantised.modules() if type(m).__name__ == 'ParametrizationList']
+    scales = sum(t.numel() * t.element_size() for m in packed for s in [m[0].quant_state] for t in (s.absmax, s.state2.absmax))
+    held = sum(m.original.numel() * m.original.element_size() for m in packed)
+    assert len(packed) == 4 and held == wide / 2 and scales < wide * .02  # Half a byte a weight, and its scales
+    assert not expert_parameters(quantised)  # No expert is left as it was
+    assert step(folder, data, tmp_path/'out', 'qlora')['learns'] == sum(p.numel() for p in quantised.parameters() if p.requires_grad)
+    learnt = {k: v for k, v in load_file(tmp_path/'out'/'adapter'/'adapter_model.safetensors').items() if 'lora_B' in k}
+    assert learnt and all('self_attn' in k for k in learnt) and min(v.abs().max() for v in learnt.values()) > 0
+
+
 @pytest.mark.parametrize('name', ['mixtral', pytest.param('qwen3_moe', marks=pytest.mark.slow)])
 def test_adapters_on_experts(name, model, data, tmp_path):
     from actionstudio.model import merge
