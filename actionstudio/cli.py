@@ -321,7 +321,7 @@ def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
     with Progress(TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(), console=_err, disable=not _err.is_terminal) as bar:
         task = bar.add_task('loading')
         def on_step(x): bar.update(task, total=x['steps'], completed=x['step'], description=f"step {x['step']}/{x['steps']}  loss {x['loss']:.3f}  {x['trained_tokens']:,} trained tokens")
-        show(_call('train:train', run, on_step, lambda line: bar.console.print(line, soft_wrap=True, highlight=False), probe, gpu, **more), f'train → {out}')
+        show(_call('train:train', run, on_step, lambda line: _out.print(line, soft_wrap=True, highlight=False), probe, gpu, **more), f'train → {out}')
 
 @app.command()
 def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter, as training writes it.')],
