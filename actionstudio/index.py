@@ -226,7 +226,8 @@ class Index:
         for c, v in {**{c: t[c] for c in ('source', 'fate', 'certified', 'template', 'audit')}, 'severity': severity, 'parallel': np.where(t['parallel'] > 1, 'parallel', 'one at a time')}.items(): self.codes[c] = pd.Categorical(v)
         self.rule = pd.DataFrame({'at': np.arange(len(t)), 'rule': t['rules'].str.split()}).explode('rule').dropna()
         self.rule['rule'] = self.rule['rule'].astype('category')
-        self.text = (t.index.astype(str) + ' ' + t['asked']).str.lower().to_numpy(dtype=object)
+        import pyarrow as pa
+        self.text = pa.array((t.index.astype(str) + ' ' + t['asked']).str.lower(), pa.string())
         self.reload()
 
     def reload(self):
@@ -246,8 +247,9 @@ class Index:
 # %% ../nbs/20b_index.ipynb #37693cfc
 def _mask(self: Index, name: str, wanted) -> np.ndarray:  # Which rows one filter lets through
     if name == 'search':
-        words = [w for w in str(wanted).lower().split()]
-        return np.fromiter((all(w in s for w in words) for s in self.text), bool, len(self))
+        import pyarrow.compute as pc
+        found = [pc.match_substring(self.text, w).to_numpy(zero_copy_only=False) for w in str(wanted).lower().split()]
+        return np.logical_and.reduce([np.ones(len(self), bool), *found])
     if name in NUMBERS: low, high = wanted; v = self.table[name].to_numpy(); return (v >= (-np.inf if low is None else low)) & (v <= (np.inf if high is None else high))
     if name == 'rule':
         out = np.zeros(len(self), bool)

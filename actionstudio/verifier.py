@@ -83,8 +83,8 @@ def do(
     _DO[step](self, **how)
     return self
 
-def _filter(self, **how): self.index.select(self.filters | how); self.filters |= how; self._list()
-def _sort(self, by: str): self.index.select({}, by); self.sort = by; self._list()
+def _filter(self, **how): self.rows, self.counts = self.index.select(self.filters | how, self.sort); self.filters |= how; self.page = 0
+def _sort(self, by: str): self.rows, self.counts = self.index.select(self.filters, by); self.sort, self.page = by, 0
 def _turn(self, to: int): self.page = min(max(int(to), 0), self.pages - 1)
 
 def _open(self, id: str | None = None, row: int | None = None):
