@@ -39,5 +39,5 @@ $(VENV)/.train: settings.ini setup.py pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: settings.ini setup.py pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -e '.[train,dev]'
+	$(BIN)/python -m pip install -q -e '.[train,dev,app]'
 	@touch $@ $(VENV)/.train
