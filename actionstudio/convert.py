@@ -9,12 +9,15 @@ __all__ = ['LIFTED', 'Format', 'Reject', 'formats', 'register', 'sniff', 'find_f
 
 # %% ../nbs/02_convert.ipynb #08a07f7e
 import functools
+import gc
 import hashlib
 import importlib
 import itertools
 import logging
+import mmap
 import os
 import pkgutil
+import platform
 import re
 import time
 from collections import Counter, deque
@@ -127,13 +130,15 @@ def find_format(
     return formats()[name]
 
 # %% ../nbs/02_convert.ipynb #06b5bf1a
+_parse = msgspec.json.Decoder().decode
+
 def as_arguments(
     value,     # An object, a JSON string that holds one, or an empty string (no arguments)
     where: str,
 ) -> dict:     # Raises `Reject` (`broken_arguments`)
     "A call's arguments as an object."
     if isinstance(value, str):
-        try: value = msgspec.json.decode(value) if value.strip() else {}
+        try: value = _parse(value) if value.strip() else {}
         except (msgspec.DecodeError, RecursionError) as e: raise Reject('broken_arguments', f'{where}: found {shown(value)}, expected a JSON object ({e})') from e
     if isinstance(value, dict): return value
     raise Reject('broken_arguments', f'{where}: found {shown(value)}, expected a JSON object')
@@ -178,10 +183,11 @@ def as_tools(
     where: str = 'tools',
 ) -> list[dict]:       # Raises `Reject` (`broken_tools`)
     "Tool definitions in Unified 2.0."
-    text = value.strip() or '[]' if isinstance(value, str) else msgspec.json.encode(value or [])
+    if not value: return []
+    text = value.strip() or '[]' if isinstance(value, str) else msgspec.json.encode(value)
     tools, counted = (_lifted if len(text) < 100_000 else _lifted.__wrapped__)(text, where)
     lifts.update(counted)
-    return (value or []) if tools == text else msgspec.json.decode(tools)  # Never shared between runs
+    return value if tools == text else msgspec.json.decode(tools)  # Never shared between runs
 
 @functools.lru_cache(maxsize=256)
 def _lifted(text: str | bytes, where: str) -> tuple[bytes, Counter]:  # Runs of one source share their tools: lift them once
@@ -235,6 +241,7 @@ class Report(msgspec.Struct, kw_only=True, repr_omit_defaults=True):
         self.records_out += 1
         self.messages += len(d['conversation']); self.tools += len(d['tools'])
         for m in d['conversation']:
+            if len(m) == 2 and 'content' in m: continue  # Beside it a role, and nothing to count
             if calls := m.get('tool_calls'): self.calls += len(calls); self.parallel_turns += len(calls) > 1
             if m['role'] == 'tool': self.results += 1
             if not m.keys() <= _FIELDS: self.kept.update(f'conversation[].{k}' for k in m if k not in _FIELDS)
@@ -503,41 +510,83 @@ def _jobs(files, format: str, limit: int | None = None) -> Iterator[_Job]:
 # %% ../nbs/02_convert.ipynb #d8329d77
 class _Done(msgspec.Struct):
     source: str
-    rows: list[tuple[str, bytes]]  # (id, trajectory as JSON)
-    rejected: list[bytes]
+    ids: list[str]   # Of the trajectories
+    lines: bytes | memoryview  # They, as JSON
+    rejected: bytes  # The others, as lines
     report: Report
 
+@contextmanager
+def _no_cycles():  # Records are trees: counting references frees them, and a search for loops would walk all of them many times
+    was = gc.isenabled(); gc.disable()
+    try: yield
+    finally: gc.enable() if was else None
+
+@_no_cycles()
 def _work(job: _Job, format: str) -> _Done:
     start, path, encode = time.perf_counter(), Path(job.block.path), msgspec.json.Encoder().encode
-    chosen, done = find_format(format), _Done(job.source, [], [], Report())
+    stem, chosen, report, ids, lines, rejected = path.stem, find_format(format), Report(), [], [], []
     for n, (place, record) in enumerate(job.records(), job.block.first):
-        out = _convert_one(record, chosen, f'{path.stem}-{n}', place, path.stem, done.report, path, encode)
-        if isinstance(out, tuple): done.rows.append(out); continue
-        try: done.rejected.append(encode(out))
-        except _FAULTS as e: done.rejected.append(encode(msgspec.structs.replace(out, raw=f'not shown ({e})')))
-    done.report.seconds = time.perf_counter() - start
-    return done
+        out = _convert_one(record, chosen, f'{stem}-{n}', place, stem, report, path, encode)
+        if isinstance(out, tuple): ids.append(out[0]); lines.append(out[1]); continue
+        try: rejected.append(encode(out))
+        except _FAULTS as e: rejected.append(encode(msgspec.structs.replace(out, raw=f'not shown ({e})')))
+    report.seconds = time.perf_counter() - start
+    return _Done(job.source, ids, b'\n'.join(lines), b'\n'.join(rejected), report)
 
 # %% ../nbs/02_convert.ipynb #0eb6ed8a
+class _Shelf:  # Memory that processes share: a block of lines costs one copy here, and three through a pipe
+    def __init__(self, count: int): self.places = [mmap.mmap(-1, 1 << 26) for _ in range(count)]  # Takes memory where it is written to
+
+    def put(self, at: int, lines: bytes) -> bytes | int:  # How many bytes; the lines themselves when they are too many
+        place = self.places[at % len(self.places)]
+        if len(lines) > len(place): return lines
+        place[:len(lines)] = lines
+        return len(lines)
+
+    def get(self, at: int, put: bytes | int) -> bytes | memoryview:
+        return put if isinstance(put, bytes) else memoryview(self.places[at % len(self.places)])[:put]
+
+_shelf: _Shelf | None = None  # Of a worker
+
+def _shelve(work: Callable, at: int, job: _Job) -> tuple[_Done, bytes | int]:
+    done = work(job)
+    put, done.lines = _shelf.put(at, done.lines), b''
+    return done, put
+
 def _in_processes(work: Callable, jobs: Iterator, workers: int, prints: Callable, into: dict) -> Iterator[_Done]:  # In order, with few blocks under way
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), _follow) as pool:  # fork: formats registered here are known there
-        begin = lambda n: [pool.submit(work, msgspec.structs.replace(j, block=j.block.light())) for j in itertools.islice(jobs, n)]
-        taken = None if into else pool.submit(prints)  # One process hashes while the others convert
+    shelf, jobs, fork = _Shelf(workers + 2), enumerate(jobs), multiprocessing.get_context('fork')  # fork: formats registered here are known there
+    with ProcessPoolExecutor(workers, fork, _follow, (shelf,)) as pool:
+        begin = lambda n: [pool.submit(_shelve, work, at, msgspec.structs.replace(j, block=j.block.light())) for at, j in itertools.islice(jobs, n)]
         under_way = deque(begin(workers + 1))
-        while under_way:
-            done = under_way.popleft().result()
-            under_way.extend(begin(1))
-            yield done
+        with _hashing(prints, into):  # Once the workers are there: a process with threads should not fork
+            for at in itertools.count():
+                if not under_way: break
+                done, put = under_way.popleft().result()
+                under_way.extend(begin(1))
+                done.lines = shelf.get(at, put)
+                yield done
+
+@contextmanager
+def _hashing(prints: Callable, into: dict):  # Beside the work, where nothing is known yet: hashing holds up no other thread
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(1) as beside:
+        taken = None if into else beside.submit(prints)
+        yield
         if taken: into.update(taken.result())
 
-def _follow():  # A worker ends with the process that writes, and leaves Ctrl-C to it
+def _follow(shelf: _Shelf):  # A worker ends with the process that writes, and leaves Ctrl-C to it
     import ctypes
     import signal
     import sys
+    global _shelf
+    _shelf = shelf
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if sys.platform != 'linux': return
+    (libc := ctypes.CDLL(None)).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if platform.libc_ver()[0] != 'glibc': return
+    for option, size in ((-1, 1 << 28), (-3, 1 << 25)): libc.mallopt(option, size)  # M_TRIM_, M_MMAP_THRESHOLD: a block's memory waits for the next
 
 # %% ../nbs/02_convert.ipynb #f77b8931
 def _on_ray(work: Callable, files: list, format: str, limit: int | None, workers: int) -> Iterator[_Done]:
@@ -582,7 +631,10 @@ def _done(files: list, format: str, limit: int | None, workers: int, engine: str
     work = functools.partial(_work, format=format)
     if engine == 'ray': return _on_ray(work, files, format, limit, workers)
     jobs = _jobs(files, format, limit)
-    return _in_processes(work, jobs, workers, prints, into) if workers > 1 else map(work, jobs)
+    return _in_processes(work, jobs, workers, prints, into) if workers > 1 else _here(work, jobs, prints, into)
+
+def _here(work: Callable, jobs: Iterator, prints: Callable, into: dict) -> Iterator[_Done]:
+    with _hashing(prints, into): yield from map(work, jobs)
 
 # %% ../nbs/02_convert.ipynb #49a57469
 def convert_file(
@@ -608,7 +660,7 @@ def convert_file(
     if workers is None: workers = (os.cpu_count() or 1) if sum(p.stat().st_size for p, *_ in files) > 1 << 26 else 1
     prints, known = functools.partial(_prints, files, format), made['sources']
     new = force or not (Path(out)/'report.json').exists()  # Nothing to compare with: the fingerprints may come later
-    if not (new and workers > 1 and engine == 'local'): known.update(prints())
+    if not (new and engine == 'local'): known.update(prints())
     work = lambda folder: _convert_into(folder, _done(files, format, limit, workers, engine, prints, known), skipped, f'data{suffix}', shard, progress, infer_tools)
     return stage(out, made, lambda folder: work(folder) | {'made_by': made}, force)
 
@@ -627,20 +679,22 @@ def _all_files(sources: list, format: str) -> tuple[list, dict]:
 def _convert_into(folder: Path, work: Iterator[_Done], skipped: dict, name: str, shard: int | None, progress, infer_tools: bool) -> dict:
     start, total, ids = time.perf_counter(), Report(skipped=skipped), Ids()
     with writing(folder/name, True, shard) as put, writing(folder/'rejected.jsonl', True) as refuse:
-        def rows():
+        def written():  # The id of each trajectory that is written
             for done in work:
-                for r in done.rejected: refuse(msgspec.Raw(r))
-                for id, text in done.rows:
-                    if new := _second(ids, id): done.report.renamed_ids += 1; text = _renamed(text, new)
-                    yield text
+                if done.rejected: refuse(msgspec.Raw(done.rejected))
+                if done.ids: put(msgspec.Raw(_own_ids(done, ids)))
                 for report in (total, total.sources.setdefault(done.source, Report())): report.merge(done.report)
-        for text in progress(rows(), 'convert'): put(msgspec.Raw(text))
+                yield from done.ids
+        deque(progress(written(), 'convert'), 0)
     for source, found in (infer_file(folder/name, [(s, r.records_out) for s, r in total.sources.items()], shard) if infer_tools else {}).items():
         total.infer(found); total.sources[source].infer(found)
     if len(total.sources) < 2: total.sources.clear()
     total.seconds = round(time.perf_counter() - start, 3)
     return msgspec.to_builtins(total)
 
-def _second(ids: Ids, id: str) -> str | None: return new if (new := ids.free(id)) != id else None
-
-def _renamed(text: bytes, id: str) -> bytes: _rename(d := msgspec.json.decode(text), id); return msgspec.json.encode(d)
+def _own_ids(done: _Done, ids: Ids) -> bytes:  # The lines, each with an id that no other has
+    second = {k: new for k, id in enumerate(done.ids) if (new := ids.free(id)) != id}
+    if not second: return done.lines
+    lines, done.report.renamed_ids = bytes(done.lines).split(b'\n'), len(second)
+    for k, new in second.items(): _rename(d := msgspec.json.decode(lines[k]), new); lines[k] = msgspec.json.encode(d)
+    return b'\n'.join(lines)

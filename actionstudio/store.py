@@ -38,7 +38,7 @@ class Rejected(msgspec.Struct, kw_only=True):
 # %% ../nbs/01_store.ipynb #0e76da39
 _PACKED = {'.gz': 'gzip', '.zst': 'zstd'}
 _BOM = b'\xef\xbb\xbf'  # Some editors put it before UTF-8
-_SIZE = 1 << 22          # Bytes to read at once
+_SIZE = 1 << 20          # Bytes to read at once
 _LIMIT = 1 << 27         # A longer record is refused, so that one missing line end does not fill the memory
 
 def _open(path: Path, mode: str):
@@ -74,12 +74,15 @@ def source_file(
     return path
 
 # %% ../nbs/01_store.ipynb #b2c23e61
-def _decode(text: bytes, place: str) -> dict | Rejected:
+_parse, _write = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode_into
+
+def _decode(text: bytes, place: str, again: bytearray) -> dict | Rejected:  # again: room to write the record once more
     try:
-        value = msgspec.json.decode(text)
-        twice = text.count(b':') != msgspec.json.encode(value).count(b':') and _twice(text)
+        value = _parse(text)
+        _write(value, again)
+        twice = text != again and text.count(b':') != again.count(b':') and _twice(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        return _decode(text[3:], place) if text.startswith(_BOM) else _broken(text, place, str(e))
+        return _decode(text[3:], place, again) if text.startswith(_BOM) else _broken(text, place, str(e))
     return _broken(text, place, f'key {twice} stands twice', 'duplicate_key') if twice else _object(value, place)
 
 def _broken(text: bytes, place: str, why: str, reason: str = 'broken_json') -> Rejected:
@@ -104,57 +107,59 @@ class Block(msgspec.Struct, kw_only=True):
     first: int = 0      # Records of the file before this block
     count: int = 0      # Records in it
     line: int = 1       # Number of the first of `lines`
-    lines: bytes = b''  # JSONL: whole lines
+    lines: list[bytes] = []  # JSONL: without their ends
     span: tuple[int, int] | None = None  # Or where they begin and end in a file that is not packed
     values: list[bytes | Rejected] = []  # Or elements of an array, each as JSON
     batch: Any = None   # Or rows of a Parquet file, as Arrow has them
 
     def records(self) -> Iterator[tuple[str, dict | Rejected]]:  # (`file:line`, or `file[index]`; the record)
         "Every record with its place, broken ones included."
-        for n, text in enumerate(self._text().split(b'\n'), self.line):
-            if text.strip(): yield (place := f'{self.name}:{n}'), _decode(text, place)
+        again = bytearray()
+        for n, text in enumerate(self._lines(), self.line):
+            if text.strip(): yield (place := f'{self.name}:{n}'), _decode(text, place, again)
         rows = self.values if self.batch is None else _rows(self.batch)
         for i, v in enumerate(rows, self.first):
             place = f'{self.name}[{i}]'
-            yield place, _decode(v, place) if isinstance(v, bytes) else v if isinstance(v, dict) else _placed(v, place)
+            yield place, _decode(v, place, again) if isinstance(v, bytes) else v if isinstance(v, dict) else _placed(v, place)
 
     def light(self) -> 'Block':
         "The same block without the text of its lines, where it can be read again: it goes to another process for nothing."
-        return self if self.span is None or Path(self.path).suffix in _PACKED else msgspec.structs.replace(self, lines=b'')
+        return self if self.span is None or Path(self.path).suffix in _PACKED else msgspec.structs.replace(self, lines=[])
 
-    def _text(self) -> bytes:
+    def _lines(self) -> list[bytes]:
         if self.lines or self.span is None: return self.lines
-        with open(self.path, 'rb') as f: f.seek(self.span[0]); return f.read(self.span[1] - self.span[0])
+        with open(self.path, 'rb') as f: f.seek(self.span[0]); return f.read(self.span[1] - self.span[0]).split(b'\n')
 
     def cut(self, count: int) -> 'Block':
         "The same block without the records after the first `count`."
         lines, left = [], count
-        for text in self.lines.split(b'\n') if count else ():
+        for text in self.lines if count else ():
             lines.append(text); left -= bool(text.strip())
             if not left: break
-        return msgspec.structs.replace(self, count=min(count, self.count), span=None, lines=b'\n'.join(lines), values=self.values[:count],
+        return msgspec.structs.replace(self, count=min(count, self.count), span=None, lines=lines, values=self.values[:count],
                                        batch=None if self.batch is None else self.batch.slice(0, count))
 
 def _placed(r: Rejected, place: str) -> Rejected: return msgspec.structs.replace(r, place=place, message=f'{place}: {r.message}')
 
 # %% ../nbs/01_store.ipynb #2bee5344
 def _line_blocks(f) -> Iterator[dict]:
-    line, kept, size = 1, [], 0
+    line, begun, start = 1, [], 0  # begun: a line that has not ended, in pieces; it starts at byte `start`
     while piece := f.read(_SIZE):
-        cut = piece.rfind(b'\n') + 1
-        kept.append(piece[:cut] if cut else piece); size += len(piece)
-        if cut:
-            ends, lines = _lines(b''.join(kept), line, f.at - len(piece) + cut)
-            yield lines; line += ends; kept, size = [piece[cut:]], len(piece) - cut
-        elif size > _LIMIT:
+        *lines, rest = piece.split(b'\n')
+        if not begun: start = f.at - len(piece)
+        if lines:
+            lines[0], begun = b''.join([*begun, lines[0]]), [rest]
+            yield _lines(lines, line, start, start := f.at - len(rest)); line += len(lines)
+            continue
+        begun.append(rest)
+        if f.at - start > _LIMIT:
             yield {'values': [_too_long(f'line {line}')], 'count': 1}
-            while piece and (cut := piece.find(b'\n') + 1) == 0: piece = f.read(_SIZE)
-            line, kept, size = line + 1, [piece[cut:]], len(piece) - cut
-    if lines := b''.join(kept): yield _lines(lines, line, f.at)[1]
+            while piece and b'\n' not in piece: piece = f.read(_SIZE)
+            line, begun = line + 1, []; f.back(piece.partition(b'\n')[2])
+    if last := b''.join(begun): yield _lines([last], line, start, f.at)
 
-def _lines(lines: bytes, line: int, end: int) -> tuple[int, dict]:  # (line ends, block)
-    parts = lines.split(b'\n')  # Much cheaper than a search for blank lines in the whole
-    return len(parts) - 1, {'lines': lines, 'line': line, 'span': (end - len(lines), end), 'count': sum(map(bool, map(bytes.strip, parts)))}
+def _lines(lines: list[bytes], line: int, start: int, end: int) -> dict:
+    return {'lines': lines, 'line': line, 'span': (start, end), 'count': sum(map(bool, map(bytes.strip, lines)))}
 
 def _too_long(what: str): return Rejected(reason='too_long', message=f'found {what} of more than {_LIMIT:,} bytes, expected a record', place='')
 
@@ -246,11 +251,12 @@ def _batches(path: Path) -> Iterator[dict]:
     except pa.ArrowException as e: raise OSError(str(e)) from e
 
 class _Unmarked:  # A file without its byte-order mark
-    def __init__(self, f): self.f, self.at = f, len(text := f.read(_SIZE)); self.start = text.removeprefix(_BOM)
+    def __init__(self, f): self.f, self.at = f, len(text := f.read(_SIZE)); self.start = text.removeprefix(_BOM); self.at -= len(self.start)
     def read(self, size):
-        if start := self.start: self.start = b''; return start
-        piece = self.f.read(size); self.at += len(piece)  # `at`: bytes of the file that were read
+        piece, self.start = self.start or self.f.read(size), b''
+        self.at += len(piece)  # Bytes of the file that were given out
         return piece
+    def back(self, piece): self.start = piece; self.at -= len(piece)  # The next that is read
 
 def blocks(
     path: str | Path,          # JSONL, one JSON array or documents, plain, `.gz` or `.zst`; or Parquet
@@ -346,7 +352,7 @@ def writing(
     path: str | Path,          # `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet`
     force: bool = False,       # Replace what is there
     shard: int | None = None,  # Records in one file; `data.jsonl` becomes `data-00000.jsonl` and so on. None: one file
-):                             # Gives a function that takes dicts, structs, trajectories, or `msgspec.Raw` that is JSON already
+):                             # Gives a function that takes dicts, structs, trajectories, or `msgspec.Raw` that is lines of JSON already
     "Records into a file, or numbered files, that take their names only if the block ends well."
     path = Path(path)
     old = [p for p in (path, *shards(path)) if p.exists()]
@@ -361,8 +367,10 @@ def writing(
             return _Parquet(part) if path.suffix == '.parquet' else _open(part, 'wb')
         def put(r):
             nonlocal f, n
-            if shard and n and n % shard == 0: f.close(); f = begin()
-            f.write(memoryview(r) if isinstance(r, msgspec.Raw) else encode(r.to_dict() if isinstance(r, Open) else r)); f.write(b'\n'); n += 1
+            text = memoryview(r) if isinstance(r, msgspec.Raw) else encode(r.to_dict() if isinstance(r, Open) else r)
+            for line in bytes(text).split(b'\n') if shard else (text,):
+                if shard and n and n % shard == 0: f.close(); f = begin()
+                f.write(line); f.write(b'\n'); n += 1
         f = begin()
         try: yield put
         finally: f.close()
@@ -388,7 +396,10 @@ def fingerprint(
     "What a stage's input contains, so that a changed input is noticed."
     path = Path(path)/'report.json' if Path(path).is_dir() else Path(path)
     if not path.is_file() and (files := shards(path)): return hashlib.sha256(' '.join(map(fingerprint, files)).encode()).hexdigest()[:16]
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16]
+    digest = hashlib.sha256()
+    with open(path, 'rb', buffering=0) as f:
+        while piece := f.read(1 << 23): digest.update(piece)  # Large pieces: other threads go on meanwhile
+    return digest.hexdigest()[:16]
 
 def load_json(path: str | Path):  # Raises `InputError` where it is missing or broken
     "One JSON document."

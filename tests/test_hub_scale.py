@@ -2,14 +2,17 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
-from actionstudio.convert import convert_file, find_files
+from actionstudio.convert import convert_file, find_files, formats
+from actionstudio.formats.chat import from_openai
 from actionstudio.schema import InputError
-from actionstudio.store import load_json, read, scan, trajectories, write
+from actionstudio.store import Rejected, blocks, load_json, read, scan, trajectories, write
 
 RUN = {"id": "a", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 SHARE = {"id": "s", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
@@ -112,15 +115,35 @@ def test_workers_change_nothing(tmp_path, mixed, limit):
     same(tmp_path/'one', tmp_path/'three')
 
 
-@pytest.mark.slow
-def test_ray_changes_nothing(tmp_path, mixed):
+@pytest.fixture(scope='module')
+def ray():
     ray = pytest.importorskip('ray')
     try: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
     except Exception as e: pytest.skip(f'Ray does not start here (it gives up after 15 s on a busy machine): {e}')
-    try:
-        convert_file(mixed, tmp_path/'one'); convert_file(mixed, tmp_path/'ray', engine='ray', workers=2)
-        same(tmp_path/'one', tmp_path/'ray')
-    finally: ray.shutdown()
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_changes_nothing(tmp_path, mixed, ray):
+    convert_file(mixed, tmp_path/'one'); convert_file(mixed, tmp_path/'ray', engine='ray', workers=2)
+    same(tmp_path/'one', tmp_path/'ray')
+
+
+@pytest.mark.slow
+def test_a_killed_ray_worker_loses_nothing(tmp_path, mixed, ray, monkeypatch):
+    died = tmp_path/'died'
+
+    def dies_once(r):  # Written here, so that Ray carries it to its workers
+        try: os.close(os.open(died, os.O_CREAT | os.O_EXCL))
+        except FileExistsError: return from_openai(r)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setitem(formats(), 'dies', msgspec.structs.replace(formats()['openai'], name='dies', convert=dies_once))
+    died.touch(); convert_file(mixed/'a.jsonl', tmp_path/'one', 'dies')
+    died.unlink(); convert_file(mixed/'a.jsonl', tmp_path/'ray', 'dies', engine='ray', workers=2)
+    assert died.exists()
+    same(tmp_path/'one', tmp_path/'ray')
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='peak memory is read from /proc')
@@ -136,3 +159,16 @@ def test_memory_stays_flat(tmp_path):
 def test_every_record_of_an_array_has_its_place(tmp_path):
     (tmp_path/'x.json').write_text('[{"n": 1}, 5, {"s": "]}\\"{"}]\n[{"n": 2}]')
     assert [p for p, _ in scan(tmp_path/'x.json')] == [f'x.json[{k}]' for k in range(4)]
+
+
+def test_lines_that_span_reads_and_places(tmp_path, monkeypatch):
+    monkeypatch.setattr('actionstudio.store._SIZE', 64); monkeypatch.setattr('actionstudio.store._LIMIT', 1000)
+    rows = [run('a'), b'', b' \t', run('b', x='y' * 300), run('c', x='y' * 2000), b'{"id": 1}', run('d')]
+    (tmp_path/'x.jsonl').write_bytes(b'\xef\xbb\xbf' + b'\n'.join(rows))
+    found = list(blocks(tmp_path/'x.jsonl'))
+    for kept in (found, [b.light() for b in found]):
+        got = [(p, r.reason if isinstance(r, Rejected) else r['id']) for b in kept for p, r in b.records()]
+        places, values = zip(*got)
+        assert values == ('a', 'b', 'too_long', 1, 'd')
+        assert [p for p in places if '[' not in p] == ['x.jsonl:1', 'x.jsonl:4', 'x.jsonl:6', 'x.jsonl:7']
+    assert sum(b.count for b in found) == 5

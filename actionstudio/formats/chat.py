@@ -9,7 +9,7 @@ __all__ = ['Links', 'split_system', 'read_call', 'chat_meta', 'named', 'chat_fit
 # %% ../../nbs/03a_formats_chat.ipynb #ea92844e
 import itertools
 from collections import Counter
-from typing import Callable, Literal
+from typing import Callable, Iterator, Literal
 
 import msgspec
 from msgspec import UNSET
@@ -85,16 +85,18 @@ def read_call(
     if not isinstance(c, dict): raise Reject('broken_call', f'{where}: found {shown(c)}, expected a call')
     if (kind := c.get('type', 'function')) not in ('function', None):
         raise Reject('unknown_call', f'{where}.type: found {shown(kind)}, expected function')
-    bare = not isinstance(c.get('function'), dict)
-    f, outer = ({k: v for k, v in c.items() if k not in ('id', 'type')}, {}) if bare else (c['function'], c)
-    key = 'parameters' if 'arguments' not in f and 'parameters' in f else 'arguments'
-    call = as_call(f.get('name'), f.get(key, {}), _id(c.get('id')) or id, where)
-    return outer | call | {'function': {k: v for k, v in f.items() if k != key} | call['function']}
+    own, bare = _id(c.get('id')), not isinstance(c.get('function'), dict)
+    f, outer = ({k: v for k, v in c.items() if k not in ('id', 'type')}, {}) if bare else (dict(c['function']), c)
+    given = f.pop('parameters' if 'arguments' not in f and 'parameters' in f else 'arguments', {})
+    call = as_call(f.get('name'), given, own or id, where)
+    f.update(call['function']); call['function'] = f
+    return {**outer, **call}
 
-def _id(id) -> str | None: return None if id in (None, '') else str(id)
+def _id(id) -> str | None: return (id or None) if isinstance(id, str) else None if id is None else str(id)
 
 # %% ../../nbs/03a_formats_chat.ipynb #d71ac860
 _SCORES, _LABELS = ('reward', 'score', 'scores'), ('resolved', 'label', 'labels')
+_HOMES = frozenset(_SCORES + _LABELS)
 
 def chat_meta(
     raw: dict,     # Fields of the record that were not converted
@@ -103,7 +105,7 @@ def chat_meta(
 ) -> dict:         # `meta`, without empty parts
     "Rewards as `scores`, verdicts as `labels`, the rest as `raw`, and how results were linked."
     part = lambda keys: {k: raw[k] for k in keys if k in raw}
-    rest = {k: v for k, v in raw.items() if k not in _SCORES + _LABELS}
+    rest = {k: v for k, v in raw.items() if k not in _HOMES}
     parts = {'labels': part(_LABELS), 'scores': part(_SCORES), 'raw': rest, 'provenance': links.provenance() | provenance}
     return {k: v for k, v in parts.items() if v}
 
@@ -149,13 +151,14 @@ def _answer(m: dict, where: str, links: Links, lifts: Counter) -> dict:
     if name: out['name'] = name
     return out
 
-def _from_message(m: dict, i: int, links: Links, lifts: Counter) -> dict:
-    if m['role'] in _RESULTS: return _answer(m, f'messages[{i}]', links, lifts)
-    if m['role'] == 'developer': lifts['role developer → system'] += 1; m = m | {'role': 'system'}
-    if m.get('function_call') and not m.get('tool_calls'): m = _modern(m, lifts)
-    if not m.get('tool_calls'): links.pause(); return m
-    calls = [read_call(c, f'call_{i}_{k}', f'messages[{i}].tool_calls[{k}]') for k, c in enumerate(m['tool_calls'])]
-    return {**m, 'tool_calls': links.call(calls)}
+def _from_messages(messages: list[dict], links: Links, lifts: Counter) -> Iterator[dict]:  # Most only speak, and go through as they are
+    for i, m in enumerate(messages):
+        role, calls = m['role'], m.get('tool_calls')
+        if role in _RESULTS: yield _answer(m, f'messages[{i}]', links, lifts); continue
+        if role == 'developer': lifts['role developer → system'] += 1; m = m | {'role': 'system'}
+        if not calls and m.get('function_call'): m = _modern(m, lifts); calls = m['tool_calls']
+        if calls: yield {**m, 'tool_calls': links.call([read_call(c, f'call_{i}_{k}', f'messages[{i}].tool_calls[{k}]') for k, c in enumerate(calls)])}
+        else: links.pause(); yield m
 
 @register('openai', 'OpenAI chat messages, with or without tools, of the new or the old kind', needs=('messages',), fits=chat_fits)
 def from_openai(
@@ -163,11 +166,11 @@ def from_openai(
 ) -> dict:     # Unified 2.0; fields without a home go to `meta.raw`
     "OpenAI messages: arguments become objects, results are linked."
     links, lifts, (name, of) = Links(), Counter(), named(r)
-    task, conversation = split_system([_from_message(m, i, links, lifts) for i, m in enumerate(r['messages'])])
-    old = as_tools(r.get('functions') or [], lifts, 'functions')
+    task, conversation = split_system(list(_from_messages(r['messages'], links, lifts)))
+    old = as_tools(r.get('functions'), lifts, 'functions')
     if old: lifts['functions → tools'] += len(old)
     raw = {k: v for k, v in r.items() if k not in ('messages', 'tools', 'functions', *of)}
-    return name | {"task_instruction": task, "tools": as_tools(r.get('tools') or [], lifts) + old, "conversation": conversation,
+    return name | {"task_instruction": task, "tools": as_tools(r.get('tools'), lifts) + old, "conversation": conversation,
                    "meta": chat_meta(raw, links), LIFTED: lifts}
 
 # %% ../../nbs/03a_formats_chat.ipynb #39b95077

@@ -58,7 +58,9 @@ def _tools_of(path: Path, changed: int) -> list[dict]: return list(read(path))
 @functools.lru_cache(maxsize=256)
 def _beside(path: Path, changed: int) -> list[Path]: return tau_tools(path)
 
-def _changed(path: str | Path) -> int: return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+def _changed(path: str | Path) -> int:
+    try: return os.stat(path).st_mtime_ns
+    except FileNotFoundError: return 0
 
 def tau_join(path: Path, r: dict) -> dict:
     "A run with the tools that stand beside its file; without them where there are none."

@@ -82,6 +82,8 @@ def text_chat(
                    "meta": chat_meta(raw, links, **({'tools': 'text'} if listed and not own else {})), LIFTED: lifts}
 
 # %% ../../nbs/03d_formats_text.ipynb #2955c712
+_OTHERS = 'user', 'system', 'human', 'tool'  # Who never calls: their texts need no search
+
 def calls_in_text(
     r: dict,
     d: Dialect,
@@ -91,6 +93,7 @@ def calls_in_text(
     if not isinstance(turns, list): return 'no list of turns'
     for x in turns:
         if not isinstance(x, dict) or x.get('tool_calls') or x.get('function_call'): return 'a turn with calls of its own'
+        if x.get('from', x.get('role')) in _OTHERS: continue
         value = x.get('value', x.get('content'))
         if isinstance(value, str) and any(m in value for m in d.marks):
             try: found = d.said(value, '') if read_turn(x)[0] in ('assistant', 'call') else []
