@@ -75,9 +75,9 @@ def convert(source: Annotated[list[Path], typer.Argument(help='Files and folders
             suffix: Annotated[str, typer.Option(help='.jsonl, .jsonl.gz, .jsonl.zst or .parquet.')] = '.jsonl',
             shard: Annotated[Optional[int], typer.Option(min=1, help='Trajectories in one file.')] = None,
             infer_tools: Annotated[bool, typer.Option('--infer-tools', help='Where a source declares no tools, give its runs those that its calls imply, marked as inferred.')] = False,
-            force: Force = False):
+            name: Annotated[Optional[str], typer.Option(help='What `meta.source` says of every run; by default the folder or file that it comes from.')] = None, force: Force = False):
     "Convert raw records to Unified Format 2.0.\n\nExample: actionstudio convert logs.jsonl --out out/data"
-    report = _call('convert:convert_file', source, out, format, limit, force, progress, workers, engine, suffix, shard, infer_tools)
+    report = _call('convert:convert_file', source, out, format, limit, force, progress, workers, engine, suffix, shard, infer_tools, name)
     skipped = len(report.get('skipped') or {})
     show({k: v for k, v in report.items() if k not in ('sources', 'skipped')} | ({'skipped': f'{skipped} files, named in report.json'} if skipped else {}), f'convert → {out}')
 

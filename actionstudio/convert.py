@@ -493,7 +493,7 @@ def scan_joined(
 
 class _Job(msgspec.Struct):  # What one worker does at a time
     block: Block
-    source: str                # As the user gave it
+    source: str                # Goes into `meta.source`
     whole: str = ''            # The format that reads the file, if one does
     limit: int | None = None
 
@@ -526,7 +526,7 @@ def _work(job: _Job, format: str) -> _Done:
     start, path, encode = time.perf_counter(), Path(job.block.path), msgspec.json.Encoder().encode
     stem, chosen, report, ids, lines, rejected = path.stem, find_format(format), Report(), [], [], []
     for n, (place, record) in enumerate(job.records(), job.block.first):
-        out = _convert_one(record, chosen, f'{stem}-{n}', place, stem, report, path, encode)
+        out = _convert_one(record, chosen, f'{stem}-{n}', place, job.source, report, path, encode)
         if isinstance(out, tuple): ids.append(out[0]); lines.append(out[1]); continue
         try: rejected.append(encode(out))
         except _FAULTS as e: rejected.append(encode(msgspec.structs.replace(out, raw=f'not shown ({e})')))
@@ -649,14 +649,15 @@ def convert_file(
     suffix: str = '.jsonl', # Of the data: `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet`
     shard: int | None = None,  # Trajectories in one file of the output; None: one file
     infer_tools: bool = False, # As for `convert`; the data are read and written once more
+    name: str | None = None,   # `meta.source` of every run, unless its record says otherwise. None: the folder or file that it comes from
 ) -> dict:                  # The report
     "Convert files of raw records, in bounded memory. Broken lines and records that cannot be carried go to `rejected.jsonl`."
     if engine not in ('local', 'ray'): raise InputError(f'engine {engine!r}: unknown, expected local or ray')
     if suffix not in _SUFFIXES: raise InputError(f"suffix {suffix!r}: unknown, expected {', '.join(_SUFFIXES)}")
     if any(n is not None and n < 1 for n in (workers, shard)): raise InputError('workers and shard: found a number under 1, expected at least 1')
-    files, skipped = _all_files([source] if isinstance(source, (str, Path)) else list(source), format)
+    files, skipped = _all_files([source] if isinstance(source, (str, Path)) else list(source), format, name)
     made = {'command': 'convert', 'format': format, 'limit': limit, 'sources': {}}
-    made |= ({} if suffix == '.jsonl' else {'suffix': suffix}) | ({'shard': shard} if shard else {}) | ({'infer_tools': True} if infer_tools else {})
+    made |= ({} if suffix == '.jsonl' else {'suffix': suffix}) | ({'shard': shard} if shard else {}) | ({'infer_tools': True} if infer_tools else {}) | ({'name': name} if name else {})
     if workers is None: workers = (os.cpu_count() or 1) if sum(p.stat().st_size for p, *_ in files) > 1 << 26 else 1
     prints, known = functools.partial(_prints, files, format), made['sources']
     new = force or not (Path(out)/'report.json').exists()  # Nothing to compare with: the fingerprints may come later
@@ -669,12 +670,23 @@ def _prints(files: list, format: str) -> dict[str, str]:  # Of each file that is
 
 _SUFFIXES = '.jsonl', '.jsonl.gz', '.jsonl.zst', '.parquet'
 
-def _all_files(sources: list, format: str) -> tuple[list, dict]:
+def _all_files(given: list, format: str, name: str | None) -> tuple[list, dict]:
     find_format(format)
-    found = {str(s): find_files(s, format) for s in sources}
-    names = Counter(name for files, _ in found.values() for _, name in files)
-    files = [(p, name if names[name] == 1 else str(p), s) for s, (files, _) in found.items() for p, name in files]
+    found = {str(s): find_files(s, format) for s in given}
+    often, sources = Counter(n for files, _ in found.values() for _, n in files), _sources({s: [n for _, n in files] for s, (files, _) in found.items()})
+    files = [(p, n if often[n] == 1 else str(p), name or of) for s, (files, _) in found.items() for (p, n), of in zip(files, sources[s])]
     return files, {k: why for _, skipped in found.values() for k, why in skipped.items()}
+
+def _sources(found: dict[str, list[str]]) -> dict[str, list[str]]:  # What was given, and its files → what `meta.source` says of each
+    called = {s: _called(Path(s)) for s in found}
+    often = Counter(called.values())
+    tops = [n.split('/')[0] if '/' in n else called[s] for s, names in found.items() for n in names]
+    if len(found) == 1 and len(set(tops)) > 1: return dict.fromkeys(found, tops)
+    return {s: [called[s] if often[called[s]] == 1 else s] * len(names) for s, names in found.items()}
+
+def _called(path: Path) -> str:
+    if path.is_dir(): return path.resolve().name
+    return (path.with_suffix('') if path.suffix in ('.gz', '.zst') else path).stem
 
 def _convert_into(folder: Path, work: Iterator[_Done], skipped: dict, name: str, shard: int | None, progress, infer_tools: bool) -> dict:
     start, total, ids = time.perf_counter(), Report(skipped=skipped), Ids()
