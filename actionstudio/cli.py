@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'export', 'check', 'mix', 'critique', 'audit',
            'critic_data', 'compare', 'encode', 'view', 'verify', 'contamination', 'plan', 'train', 'merge', 'evaluate',
-           'compare_scores', 'serve', 'parity', 'ablate', 'launch', 'fetch', 'demo', 'GateFailed', 'run_command',
-           'main']
+           'compare_scores', 'serve', 'parity', 'ablate', 'preflight', 'launch', 'fetch', 'demo', 'GateFailed',
+           'run_command', 'main']
 
 # %% ../nbs/50_cli.ipynb #c230b430
 import importlib
@@ -405,6 +405,14 @@ def ablate(model: Annotated[Path, typer.Argument(help='A model folder.')], train
     _rows(f'ablation → {out}', _call('ablation:table_of', report).reset_index().to_dict('records'))
 
 # %% ../nbs/50_cli.ipynb #a8de8575
+@app.command()
+def preflight(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], nodes: Annotated[int, typer.Option(min=1, help='Machines.')] = 1,
+              gpus_per_node: Annotated[int, typer.Option(min=0, help='0: CPU, one process a node.')] = 0,
+              steps: Annotated[Optional[int], typer.Option(min=1, help='Train so many steps in the processes that a launcher started, and throw them away.')] = None):
+    "Say whether a run can begin: model, data, certificate and template, engine; with --steps also two steps and a checkpoint.\n\nExample: actionstudio preflight run.yaml --nodes 2 --gpus-per-node 8"
+    if steps is None: show(_call('preflight:preflight', run, nodes, gpus_per_node), f'preflight: {run}')
+    else: _call('train:rehearse', run, steps, lambda line: _out.print(line, soft_wrap=True, highlight=False, markup=False))
+
 @app.command()
 def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The folder to write to.')] = None,
            cluster: Annotated[Optional[Path], typer.Option(help='A description of the machines (YAML); the other options win over it.')] = None,

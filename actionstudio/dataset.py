@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'stop_tokens', 'recipe', 'rows_table', 'rows_writer', 'save_encoded', 'scan_encoded', 'load_encoded',
-           'made_with', 'certificate_hash']
+           'made_with', 'certificate_hash', 'certified']
 
 # %% ../nbs/16_dataset.ipynb #ae57877f
 import hashlib
@@ -17,7 +17,7 @@ import msgspec
 
 from .encode import Encoded, Span
 from .schema import InputError
-from .store import atomic, load_json
+from .store import atomic, fingerprint, load_json
 
 # %% ../nbs/16_dataset.ipynb #df20af3e
 def load_tokenizer(
@@ -152,3 +152,21 @@ def certificate_hash(
 ) -> str:               # 16 hex digits of SHA-256; its own `hash` does not count
     "What a checkpoint records of the data that made it."
     return _sha(msgspec.json.encode({k: v for k, v in certificate.items() if k != 'hash'}, order='sorted'))
+
+# %% ../nbs/16_dataset.ipynb #eb186972
+def certified(
+    data: str | Path,   # A folder that `actionstudio encode` wrote
+    model: str | Path,  # A model folder
+) -> tuple:             # (the model's tokenizer with the data's template, the certificate); raises `InputError`
+    "What made the rows of a folder, if the model still has it."
+    data = Path(data)
+    for name in ('certificate.json', 'chat_template.jinja', 'encoded.parquet'):
+        if not (data/name).is_file(): raise InputError(f'{data}: found no {name}, expected a folder that `actionstudio encode` wrote')
+    certificate, tokenizer = load_json(data/'certificate.json'), load_tokenizer(model)
+    tokenizer.chat_template = (data/'chat_template.jinja').read_text(encoding='utf-8')
+    for what in ('tokenizer', 'chat_template'):
+        found = recipe(tokenizer)[what]
+        if found != certificate[what]: raise InputError(f'{data}: {what} {certificate[what]} made these rows, but {model if what == "tokenizer" else data/"chat_template.jinja"} has {found}; encode again')
+    for what, found, expected in (('certificate', certificate_hash(certificate), certificate['hash']), ('encoded.parquet', fingerprint(data/'encoded.parquet'), certificate['rows_file'])):
+        if found != expected: raise InputError(f'{data}: found {what} {found}, expected {expected} as certified; encode again')
+    return tokenizer, certificate

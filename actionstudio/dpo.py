@@ -219,6 +219,7 @@ def filler_pair(pairs: list[Pair]) -> Pair:
 def train_dpo(
     run: Run,   # With `objective` dpo
     on_step: Callable[[dict], None] = lambda line: None,  # Called with each line of metrics
+    first: int | None = None,  # Steps, of those that the run has; None: all
 ) -> dict:      # The report: records_in, records_out, removed by reason, steps, losses, accuracy and margin of the last step
     "Train on pairs; the same call goes on after a kill, and does nothing after the end. Raises `InputError`."
     out, data = Path(run.out), Path(run.data)
@@ -229,7 +230,7 @@ def train_dpo(
     pairs, removed = certified_pairs(run, data, tokenizer)
     heldout = certified_pairs(run, run.heldout, tokenizer, evaluation=True)[0] if run.heldout else []
     begin(run, made)
-    steps = plan_steps(pairs, run, batch := Batch(made['rows_per_step'], made['rows_at_once']), 1 / (12 * shape_of(run.model).hidden))
+    steps = plan_steps(pairs, run, batch := Batch(made['rows_per_step'], made['rows_at_once']), 1 / (12 * shape_of(run.model).hidden))[:first]
     if processes().rank == 0: (out/'removed.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in removed), encoding='utf-8')
     certificate = {k: recipe(tokenizer)[k] for k in ('tokenizer', 'chat_template')} | {'pairs': len(pairs), 'hash': made['data']}
     key = ' '.join([made['data'], made['weights'], certificate['chat_template'], str(run.row_tokens), fingerprint(run.heldout) if run.heldout else ''])

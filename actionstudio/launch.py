@@ -98,7 +98,7 @@ def launch_texts(
 ) -> dict[str, str]:                     # File name → text; raises `InputError` where something does not fit
     "The files that start the run of a file; its folders become absolute."
     run, target = read_run(run_path), read_target(cluster, **options)
-    return launch(msgspec.structs.replace(run, **{k: os.path.abspath(getattr(run, k)) for k in ('model', 'data', 'out')}), target, templates)
+    return launch(msgspec.structs.replace(run, **{k: os.path.abspath(v) for k in ('model', 'data', 'out', 'heldout') if (v := getattr(run, k)) is not None}), target, templates)
 
 def write_texts(
     texts: dict[str, str], # File name → text

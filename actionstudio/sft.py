@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from .attention import attention_of
 from .checkpoint import Checkpoints, begin, identity, last_checkpoint, same_run, summed
 from .config import Run
-from .dataset import certificate_hash, load_encoded, load_tokenizer, recipe
+from .dataset import certified, load_encoded
 from .encode import FIELDS, IGNORE, Encoded
 from .engines import engine, processes
 from .live import watch
@@ -32,7 +32,7 @@ from .pack import pack
 from .plan import shape_of
 from .schema import InputError
 from .steps import Batch, passes_per_step, plan_steps, share, step_tokens
-from .store import fingerprint, load_json, save_json
+from .store import save_json
 
 # %% ../nbs/34_sft.ipynb #83ec3ca6
 def collate(
@@ -132,23 +132,17 @@ def check_tokens(
         if getattr(tokenizer, f'{what}_token_id') is None: raise InputError(f'{model}: found no {what} token, expected `{what}_token` in tokenizer_config.json' + (', one that ends no answer' if what == 'pad' else ''))
     if odd := [s for s in stops if s not in known]: raise InputError(f'{model}: found no token {odd[0]!r}, expected it in the tokenizer: the answers of the data end with it')
 
+
+# %% ../nbs/34_sft.ipynb #5021503f
 def certified_rows(
     run: Run,
     data: str | Path,         # `run.data`, or the held-out folder
     evaluation: bool = False, # Whether rows marked as evaluation data may be there
 ) -> tuple[list[Encoded], object, dict]:  # (rows, the tokenizer with the data's template, the certificate); raises `InputError`
     "Rows, if their certificate fits the model."
-    data = Path(data)
-    if not (data/'certificate.json').is_file(): raise InputError(f'{data}: found no certificate.json, expected a folder that `actionstudio encode` wrote')
-    certificate, tokenizer = load_json(data/'certificate.json'), load_tokenizer(model_folder(run.model))
-    tokenizer.chat_template = (data/'chat_template.jinja').read_text(encoding='utf-8')
-    for what in ('tokenizer', 'chat_template'):
-        found = recipe(tokenizer)[what]
-        if found != certificate[what]: raise InputError(f'{data}: {what} {certificate[what]} made these rows, but {run.model} has {found}; encode again')
-    for what, found, expected in (('certificate', certificate_hash(certificate), certificate['hash']), ('encoded.parquet', fingerprint(data/'encoded.parquet'), certificate['rows_file'])):
-        if found != expected: raise InputError(f'{data}: found {what} {found}, expected {expected} as certified; encode again')
+    tokenizer, certificate = certified(data, model_folder(run.model))
     check_tokens(tokenizer, run.model, certificate['settings']['stops'])
-    rows = load_encoded(data/'encoded.parquet')
+    rows = load_encoded(Path(data)/'encoded.parquet')
     if marked := [r for r in rows if 'evaluation_only' in r.notes and not evaluation]: raise InputError(f'{data}: {marked[0].trajectory_id}: found a row that is marked evaluation only, expected data to train on')
     return rows, tokenizer, certificate
 
@@ -200,6 +194,7 @@ def _trainer(run: Run, steps: list, batch: Batch, encoded: list[Encoded], tokeni
 def train_sft(
     run: Run,
     on_step: Callable[[dict], None] = lambda line: None,  # Called with each line of metrics
+    first: int | None = None,  # Steps, of those that the run has; None: all
 ) -> dict:  # The report: certificate (its hash), steps, tokens, trained_tokens, loss_first, loss_last, seconds, learns, all; with `heldout` best
     "Train; the same call goes on after a kill, and does nothing after the end. Raises `InputError`."
     out, certificate = Path(run.out), Path(run.data)/'certificate.json'
@@ -208,7 +203,7 @@ def train_sft(
     encoded, tokenizer, certificate = certified_rows(run, run.data)
     heldout = certified_rows(run, run.heldout, evaluation=True)[0] if run.heldout else []
     begin(run, made)
-    steps = plan_steps(encoded, run, batch := Batch(made['rows_per_step'], made['rows_at_once']), 1 / (12 * shape_of(run.model).hidden))
+    steps = plan_steps(encoded, run, batch := Batch(made['rows_per_step'], made['rows_at_once']), 1 / (12 * shape_of(run.model).hidden))[:first]
     metrics = Metrics(out/'metrics.jsonl', step_tokens(steps, encoded), on_step, gauge(run, Counter(map(len, encoded)), batch.rows))
     trainer = _trainer(run, steps, batch, encoded, tokenizer, [metrics], certificate, heldout)
     trainer.train(resume_from_checkpoint=(at := last_checkpoint(out/'checkpoints')) and str(at))

@@ -3,6 +3,7 @@
 The notebook shows what the scripts say; here is what they do."""
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,10 @@ HOSTILE = ['a b', "it's", '"', '$(touch CANARY)', '`touch CANARY`', '"; touch CA
 
 FAKES = {
     'nvidia-smi': 'for ((i=0; i<${FAKE_GPUS:-8}; i++)); do echo "NVIDIA H200"; done; exit ${FAKE_SMI:-0}',
-    'torchrun': '''printf '%s\\0' "$@" >"$RECORD.${SLURM_NODEID:-0}"; env -0 >"$RECORD.${SLURM_NODEID:-0}.env"
+    'torchrun': '''if [[ " $* " == *" preflight "* ]]; then
+  printf '%s\\0' "$@" >"$RECORD.dry.${SLURM_NODEID:-0}"; exit "${FAKE_DRY:-0}"
+fi
+printf '%s\\0' "$@" >"$RECORD.${SLURM_NODEID:-0}"; env -0 >"$RECORD.${SLURM_NODEID:-0}.env"
 if [[ -n ${FAKE_HANG:-} ]]; then
   trap 'echo saved >>"$RECORD.saved"; exit 1' TERM
   touch "$RECORD.up.${SLURM_NODEID:-0}"
@@ -45,7 +49,7 @@ exit "$rc"'''}
 def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+        return min(s.getsockname()[1], 63000)
 
 class Cluster:
     "A folder with programs that only write down how they were called."
@@ -54,7 +58,10 @@ class Cluster:
         for d in (self.bin, self.job, tmp/'stub'): d.mkdir(parents=True)
         (tmp/'stub/torch.py').write_text('')
         for name, body in FAKES.items(): self.program(name, body)
-        self.program('python', f'exec {sys.executable} "$@"')
+        self.program('python', f"""if [[ "$1 $2 $3" == "-m actionstudio.cli preflight" ]]; then
+  printf '%s\\0' "$@" >"$RECORD.look"; if [[ -n ${{FAKE_LOOK:-}} ]]; then printf 'a warning\\nactionstudio: %s\\n' "$FAKE_LOOK" >&2; exit 2; fi; exit 0
+fi
+exec {sys.executable} "$@\"""")
         self.env = dict(PATH=f'{self.bin}:/usr/bin:/bin', RECORD=str(self.record), PYTHONPATH=f'{tmp}/stub:{ROOT}', HOME=str(tmp))
 
     def program(self, name, body):
@@ -97,8 +104,12 @@ def test_torchrun_gets_the_words(cluster):
     p = cluster.node('127.0.0.1')
     assert p.returncode == 0, p.err
     args, here = cluster.args(), str(cluster.job)
-    assert args[:6] == ['--nnodes', '2', '--nproc-per-node', '8', '--max-restarts', '1']
-    assert args[6:12] == ['--rdzv-backend', 'c10d', '--rdzv-endpoint', f'127.0.0.1:{port}', '--rdzv-id', 'demo']
+    after = lambda name, words=args: words[words.index(name) + 1]
+    assert args[:6] == ['--nnodes', '2', '--nproc-per-node', '8', '--rdzv-backend', 'c10d']
+    assert [after(x) for x in ('--rdzv-endpoint', '--rdzv-id', '--max-restarts')] == [f'127.0.0.1:{port}', 'demo', '1']
+    tried = cluster.args('dry.0')
+    assert tried[:6] == args[:6] and tried[-5:] == ['actionstudio.cli', 'preflight', f'{here}/run.yaml', '--steps', '2']
+    assert [after(x, tried) for x in ('--rdzv-endpoint', '--rdzv-id', '--max-restarts')] == [f'127.0.0.1:{port + 1000}', 'demo-dry-run', '0']
     assert args[-4:] == ['-m', 'actionstudio.cli', 'train', f'{here}/run.yaml']
     assert cluster.node('127.0.0.1', FAKE_RC='9').returncode == 9
     assert args[args.index('--rdzv-conf') + 1] == 'is_host=1' and p.out.startswith('preflight on ')
@@ -193,7 +204,7 @@ def test_preflight_names_the_fault(cluster):
     cluster.write(RUN, bare(rdzv_port=port, secrets=['HF_TOKEN']))
     def refused(text, *args, **env):
         p = cluster.node(*args, **env)
-        assert p.returncode == 2 and text in p.err and not list(cluster.tmp.glob('record*')), p.err
+        assert p.returncode == 2 and text in p.err and not list(cluster.tmp.glob('record.[0-9]*')), p.err
         return p.err
     secret = dict(HF_TOKEN='hf_very_secret')
     refused('expected: bash node.sh HEAD_ADDRESS')
@@ -207,6 +218,9 @@ def test_preflight_names_the_fault(cluster):
     (cluster.work/'data/encoded.parquet').touch()
     said += refused('found no data/certificate.json', '127.0.0.1', **secret)
     cluster.folders()
+    said += refused('tokenizer 12 made these rows, but 34', '127.0.0.1', FAKE_LOOK='tokenizer 12 made these rows, but 34', **secret)
+    said += refused('the dry run failed: no process of this node says why', '127.0.0.1', FAKE_DRY='1', **secret)
+    shutil.rmtree(cluster.work/'out')
     (cluster.work/'out').write_text('a file')
     said += refused('found out not writable', '127.0.0.1', **secret)
     (cluster.work/'out').unlink()
@@ -221,6 +235,43 @@ def test_preflight_names_the_fault(cluster):
     assert p.returncode == 0, p.err
     assert 'hf_very_secret' not in said + p.out + p.err
     assert all(b'hf_very_secret' not in f.read_bytes() for f in cluster.work.rglob('*') if f.is_file())
+
+def test_a_dry_run_is_not_repeated(cluster):
+    "It leaves the run file, under the number of processes: the same file on as many begins at once; another number, or a file that changed, is tried again; and it can be switched off."
+    cluster.folders()
+    dry = Path(f'{cluster.record}.dry.0')
+    def tried(**keys):
+        dry.unlink(missing_ok=True)
+        cluster.write(RUN, bare(**({'rdzv_port': free_port() % 30000 + 2000} | keys)))
+        p = cluster.node('127.0.0.1')
+        assert p.returncode == 0, p.err
+        return dry.exists()
+    assert tried()
+    (cluster.work/'out/dry_run_16.yaml').write_text((cluster.job/'run.yaml').read_text())
+    assert not tried() and tried(nodes=4) and not tried(nodes=4, dry_run=0)
+    (cluster.work/'out/dry_run_16.yaml').write_text(to_yaml(RUN) + 'seed: 1\n')
+    assert tried()
+
+def test_a_signal_ends_a_dry_run(cluster):
+    cluster.folders()
+    cluster.write(RUN, bare(rdzv_port=free_port() % 30000 + 2000))
+    cluster.program('torchrun', 'trap "touch $RECORD.saved; exit 1" TERM; touch "$RECORD.up"; while :; do sleep .05; done')
+    p, until = cluster.start('job/node.sh', '127.0.0.1'), time.time() + 30
+    while not Path(f'{cluster.record}.up').exists():
+        assert time.time() < until and p.poll() is None
+        time.sleep(.05)
+    p.send_signal(signal.SIGTERM)
+    p.communicate(timeout=30)
+    assert p.returncode == 143 and Path(f'{cluster.record}.saved').exists()
+
+def test_pairs_are_a_file(cluster):
+    (cluster.work/'model').mkdir()
+    cluster.write(Run(model='model', data='pairs.jsonl', out='out', objective='dpo'), bare(rdzv_port=free_port() % 30000 + 2000))
+    p = cluster.node('127.0.0.1')
+    assert p.returncode == 2 and 'found no file pairs.jsonl, expected trajectories with chosen and rejected' in p.err
+    (cluster.work/'pairs.jsonl').touch()
+    p = cluster.node('127.0.0.1')
+    assert p.returncode == 0, p.err
 
 def test_a_foreign_head_needs_no_free_port_here(cluster):
     cluster.folders()
@@ -249,9 +300,10 @@ def test_write_launch_leaves_all_or_old(tmp_path, monkeypatch):
     with pytest.raises(InputError): write_texts(launch_texts('run.yaml', kind='torchrun', nodes=2, gpus_per_node=8), 'run.yaml')
 
 TRAINER = """import os, sys
+if sys.argv[1] == 'preflight': sys.exit()
 print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], 'group', os.environ['GROUP_RANK'], sys.argv[1:])
 sys.exit(int(os.environ.get('RC', '0')))
-"""
+"""  # Looks and rehearsals are those of another test
 
 @pytest.mark.skipif(importlib.util.find_spec('torch') is None, reason='no torch')
 @pytest.mark.parametrize('rc', [0, 5])
@@ -267,7 +319,7 @@ def test_two_real_torchruns_find_each_other(cluster, rc):
     nodes = [cluster.start('job/node.sh', '127.0.0.1', SLURM_JOB_ID='7', SLURM_NODEID=str(n), RC=str(rc)) for n in (0, 1)]
     said = [p.communicate(timeout=120) for p in nodes]
     assert [p.returncode for p in nodes] == [int(rc > 0)] * 2, said
-    logs = [f.read_text() for f in sorted((cluster.work/'out/logs').rglob('stdout.log'))]
+    logs = [f.read_text() for f in sorted((cluster.work/'out/logs').rglob('stdout.log')) if 'dry-run' not in f.parts]
     assert sorted(l.split(' group')[0] for l in logs) == ['rank 0 of 2', 'rank 1 of 2']
     assert all(f"['train', '{cluster.job}/run.yaml']" in l for l in logs)
 

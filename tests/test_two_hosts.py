@@ -68,7 +68,8 @@ def env(host, link): return os.environ | {'PATH': f'{Path(sys.executable).parent
 
 def check(work, name, said):
     assert (work/name/'report.json').is_file(), said
-    logs = [f for f in (work/name/'logs').rglob('stdout.log')]
+    logs = [f for f in (work/name/'logs').rglob('stdout.log') if 'dry-run' not in f.parts]
+    assert 'dry run: 2 steps on 2 processes' in ''.join(said) and not (work/name/'dry_run').exists(), said
     assert len(logs) == 2, logs
     assert sorted(p.name for p in (work/name/'versions').iterdir()) == ['as-a', 'as-b']
 

@@ -1,0 +1,141 @@
+"""What the generated scripts do before a run begins, and after a process of it died: real launchers, real processes, over gloo on CPUs."""
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from actionstudio.config import Run, to_yaml
+from actionstudio.launch import launch_texts, write_texts
+
+PYTHON = str(Path(sys.executable).parent)
+ENV = {k: v for k, v in os.environ.items() if not k.startswith('SLURM')} | {'PATH': f"{PYTHON}:{os.environ['PATH']}", 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', 'HF_HUB_OFFLINE': '1'}
+
+
+def free_port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1] % 30000 + 2000
+
+
+@pytest.fixture(scope='module')
+def work(model, tmp_path_factory):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from actionstudio.encode_file import encode_file
+    folder = tmp_path_factory.mktemp('preflight')
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    say = lambda k: [{"role": "user", "content": f"Say {k}."}, {"role": "assistant", "content": "word " * (1 + k % 7) + str(k)}]
+    (folder/'d.jsonl').write_text(''.join(json.dumps({"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": say(k)}) + '\n' for k in range(60)))
+    encode_file(folder/'d.jsonl', folder/'rows', model)
+    (folder/'model').symlink_to(model)
+    return folder
+
+
+def run_file(work, name, **keys):
+    run = Run(**(dict(model=str(work/'model'), data=str(work/'rows'), out=str(work/name), regime='full', dtype='float32', row_tokens=64, lr=1e-3, save_every=4, sharding='replica') | keys))
+    (work/f'{name}.yaml').write_text(to_yaml(run))
+    return work/f'{name}.yaml'
+
+
+def two_nodes(work, name, **keys):
+    "node.sh of both nodes on this machine; returns their exit codes and what they said."
+    job = work/f'{name}-job'
+    if not job.exists(): write_texts(launch_texts(run_file(work, name, **keys), kind='torchrun', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, rdzv_port=free_port()), job)
+    nodes = [subprocess.Popen(['bash', job/'node.sh', '127.0.0.1'], cwd=work, env=ENV | {'SLURM_NODEID': str(k), 'SLURM_JOB_ID': '7', 'SLURMD_NODENAME': f'node-{k}'}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for k in (0, 1)]
+    try: said = [p.communicate(timeout=200)[0] for p in nodes]
+    finally:
+        for p in nodes: p.kill()
+    return [p.returncode for p in nodes], said
+
+
+@pytest.mark.slow
+def test_a_dry_run_comes_first_and_once(work):
+    "Two steps and a checkpoint in both processes, of which nothing is left; then the run. The second start begins at once."
+    codes, said = two_nodes(work, 'first')
+    assert codes == [0, 0], said
+    assert ''.join(said).count('dry run: 2 steps on 2 processes') == 1 and 'written and removed' in ''.join(said), said  # On the node of rank 0, which may be either
+    out = work/'first'
+    assert not (out/'dry_run').exists() and (out/'dry_run_2.yaml').read_text() == (work/'first-job/run.yaml').read_text()
+    steps = [json.loads(x)['step'] for x in (out/'metrics.jsonl').read_text().splitlines()]
+    assert steps == list(range(1, steps[-1] + 1)) and json.loads((out/'report.json').read_text())['steps'] == steps[-1] > 2
+    codes, said = two_nodes(work, 'first')
+    assert codes == [0, 0] and 'dry run' not in ''.join(said), said
+
+
+def nan_model(work):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained(work/'model')
+    with torch.no_grad(): model.lm_head.weight[3] = float('nan')
+    model.save_pretrained(work/'nan')
+    AutoTokenizer.from_pretrained(work/'model').save_pretrained(work/'nan')
+    return str(work/'nan')
+
+
+@pytest.mark.slow
+def test_a_dry_run_that_fails_says_why_in_one_line(work):
+    "Weights that are no numbers pass every look at files; the first step finds them, on both nodes the run ends with exit code 2, and no run has begun."
+    codes, said = two_nodes(work, 'bad', model=nan_model(work))
+    assert codes == [2, 2], said
+    lines = [x for x in '\n'.join(said).splitlines() if x.startswith('preflight on ')]
+    assert len(lines) == 2 and all('the dry run failed: step 1: ' in x and 'expected a finite number' in x for x in lines), said
+    assert not (work/'bad/dry_run').exists() and not (work/'bad/made_by.json').exists() and not list((work/'bad').glob('dry_run_*'))
+
+
+@pytest.mark.slow
+def test_a_template_that_is_not_the_certificates(work):
+    "One line on each node, before any process starts."
+    import shutil
+    shutil.copytree(work/'rows', work/'changed')
+    template = (work/'changed/chat_template.jinja').read_text()
+    (work/'changed/chat_template.jinja').write_text(template.replace('assistant', 'Assistant', 1))
+    codes, said = two_nodes(work, 'template', data=str(work/'changed'))
+    assert codes == [2, 2] and all(x.startswith('preflight on node-') and 'made these rows, but' in x and len(x.splitlines()) == 1 for x in said), said
+    assert not (work/'template/logs').exists()
+
+
+def torchrun(work, name, restarts, *more):
+    return subprocess.Popen([f'{PYTHON}/torchrun', '--nnodes', '1', '--nproc-per-node', '2', '--max-restarts', str(restarts), '--rdzv-backend', 'c10d', '--rdzv-endpoint', f'127.0.0.1:{free_port()}',
+                             '--log-dir', work/f'{name}-logs', '--redirects', '3', '-m', 'actionstudio.cli', 'train', work/f'{name}.yaml', *more], cwd=work, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def weights(folder): return hashlib.sha256((folder/'model/model.safetensors').read_bytes()).hexdigest()
+
+
+def worker(path, rank):
+    "The process id of one rank of a run."
+    for p in Path('/proc').glob('[0-9]*'):
+        try: words, env = (p/'cmdline').read_bytes(), (p/'environ').read_bytes()
+        except OSError: continue
+        if str(path).encode() in words and b'torch.distributed.run' not in words and b'bin/torchrun' not in words and f'\0RANK={rank}\0'.encode() in b'\0' + env: return int(p.name)
+    raise AssertionError(f'no process of rank {rank}')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sharding', ['replica', 'fsdp'])
+def test_torchrun_starts_a_killed_worker_again(work, sharding):
+    "One of two processes is killed in the middle; torchrun starts both again, from the last checkpoint, and the weights are those of a run that nobody touched."
+    keys = dict(epochs=12.0, sharding=sharding)
+    for name in ('whole', 'killed'): run_file(work, f'{name}-{sharding}', **keys)
+    p = torchrun(work, f'whole-{sharding}', 0)
+    out, _ = p.communicate(timeout=200)
+    assert p.returncode == 0, out
+    p, killed, end = torchrun(work, f'killed-{sharding}', 1), work/f'killed-{sharding}', time.time() + 120
+    while not (killed/'metrics.jsonl').exists() or len((killed/'metrics.jsonl').read_text().splitlines()) < 10:
+        assert p.poll() is None and time.time() < end
+        time.sleep(.02)
+    os.kill(worker(f'{killed}.yaml', 1), signal.SIGKILL)
+    out, _ = p.communicate(timeout=200)
+    assert p.returncode == 0, out
+    steps = [json.loads(x)['step'] for x in (killed/'metrics.jsonl').read_text().splitlines()]
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > 20
+    assert [x.name for x in sorted(Path(f'{killed}-logs').rglob('attempt_*'))] == ['attempt_0', 'attempt_1']
+    assert weights(killed) == weights(work/f'whole-{sharding}')
