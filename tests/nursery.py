@@ -19,10 +19,22 @@ def rank(job: dict, k: int, port: int):
     from actionstudio.dpo import train_dpo
     from actionstudio.sft import train_sft
     run, stop = read_run(job['run']), job.get('stop')
+    if k in job.get('slow', {}).get('ranks', []): slow_down(job['slow']['seconds'])
     def on_step(line):
         if stop and line['step'] == stop: os._exit(7)  # As a kill would
         if line['step'] == job.get('hang'): time.sleep(1000)
     (train_dpo if run.objective == 'dpo' else train_sft)(run, on_step)
+
+
+def slow_down(seconds: float):
+    "Every forward pass of this process takes so much longer."
+    import actionstudio.sft
+    load = actionstudio.sft.load_for_training
+    def loading(*args):
+        model = load(*args)
+        next(m for name, m in model.named_modules() if name.endswith('layers.0')).register_forward_pre_hook(lambda *_: time.sleep(seconds))
+        return model
+    actionstudio.sft.load_for_training = loading
 
 
 def start(job: dict) -> dict:

@@ -1,5 +1,6 @@
 "Several processes train as one does: the same loss and the same gradient norm in every step, whatever the engine."
 import json
+import socket
 import subprocess
 import sys
 
@@ -127,3 +128,13 @@ def test_a_rank_that_hangs_is_named(folder):
     logs = ''.join((folder/f'hangs.yaml.{k}.log').read_text() for k in (0, 1))
     assert 75 in done['codes'] and done['seconds'] < 60, logs
     assert 'rank 0 on ' in logs and 'hangs: last step 3' in logs and 'rank 1 on ' not in logs, logs
+
+
+def test_a_rank_that_is_slow_is_named(folder):
+    "One of three processes takes half a second more for each pass: every log names it, its host and its last step, in less time than the time-out, and nobody else; the run goes on to its end."
+    import re
+    done = start(folder, [{'run': run_file(folder, 'slow', hang_seconds=6, epochs=4.0, devices=None, save_every=1000), 'world': 3, 'slow': {'ranks': [2], 'seconds': .5}}], 120)[0]
+    logs = [(folder/f'slow.yaml.{k}.log').read_text() for k in range(3)]
+    assert done['codes'] == [0, 0, 0], said(folder, 'slow', 3)
+    found = [re.findall(r'rank (\d+) on (\S+) is slow, .* a pass .*: last step (\d+)', log) for log in logs]
+    assert all(len(f) == 1 and f[0][0] == '2' and f[0][1] == socket.gethostname() and int(f[0][2]) * .5 < 6 for f in found), found

@@ -45,12 +45,12 @@ def run_file(work, name, **keys):
     return work/f'{name}.yaml'
 
 
-def two_nodes(work, name, **keys):
+def two_nodes(work, name, during=lambda nodes: None, target={}, **keys):
     "node.sh of both nodes on this machine; returns their exit codes and what they said."
     job = work/f'{name}-job'
-    if not job.exists(): write_texts(launch_texts(run_file(work, name, **keys), kind='torchrun', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, rdzv_port=free_port()), job)
+    if not job.exists(): write_texts(launch_texts(run_file(work, name, **keys), **(dict(kind='torchrun', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, rdzv_port=free_port()) | target)), job)
     nodes = [subprocess.Popen(['bash', job/'node.sh', '127.0.0.1'], cwd=work, env=ENV | {'SLURM_NODEID': str(k), 'SLURM_JOB_ID': '7', 'SLURMD_NODENAME': f'node-{k}'}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for k in (0, 1)]
-    try: said = [p.communicate(timeout=200)[0] for p in nodes]
+    try: during(nodes); said = [p.communicate(timeout=200)[0] for p in nodes]
     finally:
         for p in nodes: p.kill()
     return [p.returncode for p in nodes], said
@@ -102,11 +102,6 @@ def test_a_template_that_is_not_the_certificates(work):
     assert not (work/'template/logs').exists()
 
 
-def torchrun(work, name, restarts, *more):
-    return subprocess.Popen([f'{PYTHON}/torchrun', '--nnodes', '1', '--nproc-per-node', '2', '--max-restarts', str(restarts), '--rdzv-backend', 'c10d', '--rdzv-endpoint', f'127.0.0.1:{free_port()}',
-                             '--log-dir', work/f'{name}-logs', '--redirects', '3', '-m', 'actionstudio.cli', 'train', work/f'{name}.yaml', *more], cwd=work, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def weights(folder): return hashlib.sha256((folder/'model/model.safetensors').read_bytes()).hexdigest()
 
 
@@ -115,27 +110,25 @@ def worker(path, rank):
     for p in Path('/proc').glob('[0-9]*'):
         try: words, env = (p/'cmdline').read_bytes(), (p/'environ').read_bytes()
         except OSError: continue
-        if str(path).encode() in words and b'torch.distributed.run' not in words and b'bin/torchrun' not in words and f'\0RANK={rank}\0'.encode() in b'\0' + env: return int(p.name)
+        if str(path).encode() in words and b'torchrun' not in words and f'\0RANK={rank}\0'.encode() in b'\0' + env: return int(p.name)
     raise AssertionError(f'no process of rank {rank}')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('sharding', ['replica', 'fsdp'])
 def test_torchrun_starts_a_killed_worker_again(work, sharding):
-    "One of two processes is killed in the middle; torchrun starts both again, from the last checkpoint, and the weights are those of a run that nobody touched."
-    keys = dict(epochs=12.0, sharding=sharding)
-    for name in ('whole', 'killed'): run_file(work, f'{name}-{sharding}', **keys)
-    p = torchrun(work, f'whole-{sharding}', 0)
-    out, _ = p.communicate(timeout=200)
-    assert p.returncode == 0, out
-    p, killed, end = torchrun(work, f'killed-{sharding}', 1), work/f'killed-{sharding}', time.time() + 120
-    while not (killed/'metrics.jsonl').exists() or len((killed/'metrics.jsonl').read_text().splitlines()) < 10:
-        assert p.poll() is None and time.time() < end
-        time.sleep(.02)
-    os.kill(worker(f'{killed}.yaml', 1), signal.SIGKILL)
-    out, _ = p.communicate(timeout=200)
-    assert p.returncode == 0, out
+    "One of two processes is killed in the middle; the torchruns of both nodes start both again, from the last checkpoint, and the weights are those of a run that nobody touched."
+    killed, keys = work/f'killed-{sharding}', dict(epochs=12.0, sharding=sharding)
+    def kill(nodes):
+        end = time.time() + 120
+        while not (killed/'metrics.jsonl').exists() or len((killed/'metrics.jsonl').read_text().splitlines()) < 10:
+            assert time.time() < end and all(p.poll() is None for p in nodes), [p.communicate()[0] for p in nodes if p.poll() is not None]
+            time.sleep(.02)
+        os.kill(worker(f'{killed}-job/run.yaml', 1), signal.SIGKILL)
+    for name, during in ((f'whole-{sharding}', lambda nodes: None), (killed.name, kill)):
+        codes, said = two_nodes(work, name, during, dict(max_restarts=1, dry_run=0), **keys)
+        assert codes == [0, 0], said
     steps = [json.loads(x)['step'] for x in (killed/'metrics.jsonl').read_text().splitlines()]
     assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > 20
-    assert [x.name for x in sorted(Path(f'{killed}-logs').rglob('attempt_*'))] == ['attempt_0', 'attempt_1']
+    assert sorted(x.name for x in (killed/'logs').rglob('attempt_*')) == ['attempt_0'] * 2 + ['attempt_1'] * 2
     assert weights(killed) == weights(work/f'whole-{sharding}')
