@@ -25,6 +25,7 @@ from .config import Run
 from .dataset import load_tokenizer, recipe
 from .encode import Refused
 from .engines import processes
+from .live import watch
 from .model import load_for_training, model_folder
 from .pairs import Pair, Side, encode_pair
 from .plan import shape_of
@@ -68,18 +69,18 @@ AttentionMaskInterface.register(TREE, _no_mask)
 def collate_pairs(
     pairs: list[Pair],                                     # Those that share a row, in order
     reference: list[tuple[float, float]] | None = None,    # Log-probabilities of chosen and rejected, nats; None: not known yet
-) -> dict:  # input_ids, position_ids: (1, T); at, target, side: (trained tokens,); pair_sizes; reference: (pairs, 2)
+) -> dict:  # input_ids, position_ids: (1, T); at, place, target, side: (trained tokens,), `at` predicts `place`; pair_sizes; reference: (pairs, 2)
     "Tensors of one row of pairs."
-    ids, places, at, target, side, start = [], [], [], [], [], 0
+    ids, places, at, place, target, side, start = [], [], [], [], [], [], 0
     for n, pair in enumerate(pairs):
         p, c, r = sizes = len(pair.prompt), len(pair.chosen), len(pair.rejected)
         ids += pair.prompt + pair.chosen.ids + pair.rejected.ids
         places += [*range(p + c), *range(p, p + r)]
         for s, (answer, first) in enumerate(((pair.chosen, start + p), (pair.rejected, start + p + c))):
             for k, (token, trained) in enumerate(zip(answer.ids, answer.mask)):
-                if trained: at.append(first + k - 1 if k else start + p - 1); target.append(token); side.append(2 * n + s)  # Both begin after the prompt's last token
+                if trained: at.append(first + k - 1 if k else start + p - 1); place.append(first + k); target.append(token); side.append(2 * n + s)  # Both begin after the prompt's last token
         start += sum(sizes)
-    row = {'input_ids': torch.tensor([ids]), 'position_ids': torch.tensor([places]), 'at': torch.tensor(at, dtype=torch.long), 'target': torch.tensor(target, dtype=torch.long), 'side': torch.tensor(side, dtype=torch.long),
+    row = {'input_ids': torch.tensor([ids]), 'position_ids': torch.tensor([places]), 'at': torch.tensor(at, dtype=torch.long), 'place': torch.tensor(place, dtype=torch.long), 'target': torch.tensor(target, dtype=torch.long), 'side': torch.tensor(side, dtype=torch.long),
            'pair_sizes': [[len(x.prompt), len(x.chosen), len(x.rejected)] for x in pairs]}
     return row if reference is None else row | {'reference': torch.tensor(reference)}
 
@@ -87,10 +88,12 @@ def collate_pairs(
 def log_probabilities(
     model,
     row: dict,          # From `collate_pairs`
+    saw: Callable | None = None,  # Called with the losses of the trained tokens
 ) -> torch.Tensor:      # (pairs, 2): chosen, rejected; nats, summed over trained tokens
     "How probable the model finds both answers of each pair."
     logits = model(input_ids=row['input_ids'], position_ids=row['position_ids'], pair_sizes=row['pair_sizes'], use_cache=False, logits_to_keep=row['at']).logits[0]
     each = -F.cross_entropy(logits.float(), row['target'], reduction='none')
+    if saw: saw(-each)
     return torch.zeros(2 * len(row['pair_sizes']), device=each.device).index_add(0, row['side'], each).view(-1, 2)
 
 # %% ../nbs/35_dpo.ipynb #9cb9e2d5
@@ -165,8 +168,8 @@ class PairTrainer(Checkpoints, Trainer):
     def _get_num_items_in_batch(self, batch_samples, device):  # Pairs of one optimiser step, over all processes
         return self.accelerator.gather(sum(_pairs_in(b) for b in batch_samples).to(device)).sum()
 
-    def _losses(self, model, row) -> tuple[torch.Tensor, torch.Tensor]:  # Of each pair: (loss, margin)
-        logp = log_probabilities(model, row)
+    def _losses(self, model, row, saw=None) -> tuple[torch.Tensor, torch.Tensor]:  # Of each pair: (loss, margin)
+        logp = log_probabilities(model, row, saw)
         tokens = torch.bincount(row['side'], minlength=logp.numel()).view(-1, 2)
         there = tokens[:, 0] > 0  # A filler has nothing that trains
         logp, reference, tokens = logp[there], row['reference'][there], tokens[there]
@@ -176,7 +179,9 @@ class PairTrainer(Checkpoints, Trainer):
     def measure(self, model, row): return self._losses(model, row)[0].sum(), _pairs_in(row)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, margin = self._losses(model, inputs)
+        tokens = []
+        loss, margin = self._losses(model, inputs, tokens.append)
+        self.live.saw(inputs['input_ids'], inputs['place'], *tokens, loss)
         for k, v in (('pairs', len(margin)), ('right', (margin > 0).sum().item()), ('margin', margin.sum().item())): self.seen[k] = self.seen.get(k, 0) + v
         return loss.sum() / num_items_in_batch * self.accelerator.num_processes
 
@@ -209,6 +214,7 @@ def _pair_trainer(run: Run, steps: list, batch: Batch, tokenizer, pairs: list[Pa
                           data_collator=collate, processing_class=tokenizer, callbacks=[metrics, reference], certificate=certificate)
     reference.trainer = trainer
     trainer.remove_callback(PrinterCallback)
+    watch(trainer, pairs, Path(run.out)/'live')
     return trainer, metrics
 
 def filler_pair(pairs: list[Pair]) -> Pair:

@@ -37,6 +37,8 @@ class Pair(msgspec.Struct):
     chosen: Side
     rejected: Side
     trajectory_id: str
+    before: list[Span] = []  # Of the prompt
+    source: str = ''
 
     def __len__(self): return len(self.prompt) + len(self.chosen) + len(self.rejected)  # As one row with a shared prefix
     @property
@@ -73,7 +75,8 @@ def encode_pair(
     if good.input_ids[:starts[0]] != bad.input_ids[:starts[1]]:
         k = next((k for k, (a, b) in enumerate(zip(good.input_ids[:starts[0]], bad.input_ids[:starts[1]])) if a != b), min(starts))
         raise Refused('prompt_differs', f'{t.id}: the two prompts have {starts[0]} and {starts[1]} tokens and part at token {k}')
-    pair = Pair(good.input_ids[:starts[0]], _after(good, starts[0]), _after(bad, starts[1]), t.id)
+    before = [msgspec.structs.replace(s, end=min(s.end, starts[0])) for s in good.spans if s.start < starts[0]]
+    pair = Pair(good.input_ids[:starts[0]], _after(good, starts[0]), _after(bad, starts[1]), t.id, before, str((t.meta or {}).get('source', '')))
     if pair.chosen.ids == pair.rejected.ids: raise Refused('no_difference', f'{t.id}: chosen and rejected are the same tokens')
     return pair
 

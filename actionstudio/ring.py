@@ -28,6 +28,8 @@ class Piece(msgspec.Struct, array_like=True):
     losses: list[float | None]      # Nats, by token; None where nothing was measured
     weights: list[float] | None = None
     source: str = ''
+    side: str = ''   # Of a pair: chosen or rejected
+    shared: int = 0  # Tokens at its beginning that stand in the row once, with the piece before: the prompt of a pair
 
 class Step(msgspec.Struct, kw_only=True):
     "What one step saw."
@@ -42,6 +44,7 @@ class Step(msgspec.Struct, kw_only=True):
     left_out: int = 0   # Tokens that did not fit into the file
     cost: float = 0.    # Seconds that looking and writing took, since training began
     share: float = 0.   # of the time that training took
+    preference: float | None = None  # Of pairs: the mean loss of a pair, which is what they are trained by
 
 # %% ../nbs/20d_ring.ipynb #1679091c
 _SLOT = re.compile(r'slot-\d{3}\.msgpack')
@@ -93,18 +96,19 @@ def summary(
     hardest: int = 12,
 ) -> dict:
     "A step as numbers."
-    fields, sources, tokens = defaultdict(list), defaultdict(list), []
+    fields, sources, sides, tokens = defaultdict(list), defaultdict(list), defaultdict(list), []
     for r, k, p in pieces_of(step):
         for s in p.spans:
             for i in range(s.start, s.end):
                 if (loss := p.losses[i]) is None: continue
+                if p.side: sides[p.side].append(loss)
                 fields[s.field].append(loss); sources[p.source or 'unknown'].append(loss); tokens.append((loss, r, k, i, s.message, s.field, p.id))
     per_second = lambda n: n / step.seconds if step.seconds > 0 else None
     by = lambda found: {k: {'tokens': len(v), 'loss': _mean(v)} for k, v in sorted(found.items())}
     names = ('loss', 'row', 'place', 'token', 'message', 'field', 'id')
-    return {**{k: getattr(step, k) for k in ('step', 'steps', 'seconds', 'loss', 'padded', 'real', 'trained', 'left_out', 'cost', 'share')}, 'trained_share': step.trained / step.real if step.real else None,
-            'per_second': {k: per_second(getattr(step, k)) for k in ('padded', 'real', 'trained')}, 'fields': by(fields), 'sources': by(sources),
-            'segments': [[{'id': p.id, 'leaf': p.leaf, 'start': p.start, 'tokens': len(p.ids), 'loss': _mean([x for x in p.losses if x is not None])} for p in row] for row in step.rows],
+    return {**{k: getattr(step, k) for k in ('step', 'steps', 'seconds', 'loss', 'padded', 'real', 'trained', 'left_out', 'cost', 'share', 'preference')}, 'trained_share': step.trained / step.real if step.real else None,
+            'per_second': {k: per_second(getattr(step, k)) for k in ('padded', 'real', 'trained')}, 'fields': by(fields), 'sources': by(sources), 'sides': by(sides),
+            'segments': [[{'id': p.id, 'leaf': p.leaf, 'side': p.side, 'start': p.start, 'tokens': len(p.ids), 'loss': _mean([x for x in p.losses if x is not None])} for p in row] for row in step.rows],
             'hardest': [dict(zip(names, t)) for t in sorted(tokens, key=lambda t: -t[0])[:hardest]]}
 
 # %% ../nbs/20d_ring.ipynb #9bf31c7f

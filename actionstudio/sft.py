@@ -8,6 +8,7 @@ __all__ = ['collate', 'filler', 'trained_loss', 'total_weight', 'AgentSFTTrainer
 
 # %% ../nbs/34_sft.ipynb #b855ead5
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -64,6 +65,7 @@ def trained_loss(
     count: int | float | torch.Tensor,  # Trained tokens in the whole optimiser step; with weights their sum
     sums: torch.Tensor | None = None,   # As for `add_losses`: gets the losses by field and source
     fused: bool = False,                # By TRL's fused head, which the model must have: no logits are ever whole
+    saw: Callable | None = None,        # Called with the trained tokens' places in the row, and their losses
 ) -> torch.Tensor:                      # Nats per trained token
     "Cross-entropy over trained positions; the others never reach the output layer."
     inputs = dict(inputs)
@@ -72,6 +74,7 @@ def trained_loss(
     if fused: losses = -model(**inputs, labels=labels, fused_lm_head=True).log_probs[0][at]
     else: losses = F.cross_entropy(model(**inputs, use_cache=False, logits_to_keep=at).logits[0].float(), labels[0, 1:][at], reduction='none')
     if sums is not None: add_losses(sums, groups[0, 1:][at], losses)
+    if saw: saw(at + 1, losses)
     return (losses if weights is None else losses * weights[0, 1:][at]).sum() / count
 
 # %% ../nbs/34_sft.ipynb #94e3e354
@@ -93,12 +96,14 @@ class AgentSFTTrainer(Checkpoints, SFTTrainer):
 
     def get_train_dataloader(self): return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)  # In order; nothing to deal out any more
 
-    def _loss(self, model, row, count, sums=None): return trained_loss(model, row, count, sums, fused=row['input_ids'].device.type != 'cpu')
+    def fused(self, row): return row['input_ids'].device.type != 'cpu'
+
+    def _loss(self, model, row, count, **more): return trained_loss(model, row, count, fused=self.fused(row), **more)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         count = total_weight([inputs]).clamp(min=1e-9) if num_items_in_batch is None else num_items_in_batch
         if 'groups' in inputs and self.sums is None: self.sums = torch.zeros(2, len(self.sources) * len(FIELDS), dtype=torch.float64, device=inputs['groups'].device)
-        return self._loss(model, inputs, count, self.sums) * self.accelerator.num_processes  # Engines take the mean over processes
+        return self._loss(model, inputs, count, sums=self.sums, saw=partial(self.live.saw, inputs['input_ids'])) * self.accelerator.num_processes  # Engines take the mean over processes
 
     def measure(self, model, row): return self._loss(model, row, 1), total_weight([row])
 

@@ -24,7 +24,7 @@ from .dataset import load_tokenizer
 from .decisions import Decisions, decisions_file
 from .index import FACETS, NUMBERS, Index, audits
 from .ring import as_encoded, read_ring, summary
-from .schema import InputError, Trajectory, problems
+from .schema import UNSET, InputError, Trajectory, problems
 from .sheet import Check, Document, Remark, Sheet, format_check, raw_groups, sheet, told, unified_groups, visible
 from .store import atomic, read
 from .view import Page, page_of, save_pages, style
@@ -49,7 +49,7 @@ class Verifier:
         self.decisions = Decisions(decisions_file(folder))
         self.filters, self.sort, self.page, self.id, self.error = {}, '', 0, None, ''
         self.audited, self.labels, self.agreement, self.live, self.segment = None, {}, None, None, None
-        self.ring = _ring(self.folder, live)
+        self.follow = live
         self._list()
         if 'audit' in [s.name for s in self.index.stages.values()] or self.folder in audits(self.folder): _enter(self, self.folder)
 
@@ -63,6 +63,9 @@ class Verifier:
 
     @property
     def pages(self) -> int: return max(1, -(-len(self.rows) // self.per_page))
+
+    @property
+    def ring(self) -> Path | None: return _ring(self.folder, self.follow)  # Training may begin later
 
     def __repr__(self): return f'Verifier({len(self.rows):,} of {len(self.index):,} records, page {self.page + 1} of {self.pages}, open: {self.id})'
 
@@ -222,7 +225,7 @@ def _follow(self, on: bool = True):
     if self.ring is None: raise InputError(f'{self.folder}: found no ring, expected `live` in the `out` of a training run')
     steps = read_ring(self.ring)
     if not steps: self.live = {'step': 0, 'curve': []}; return
-    self.live = summary(steps[-1]) | {'curve': [(s.step, s.loss) for s in steps]}
+    self.live = summary(steps[-1]) | {'curve': [(s.step, s.loss if s.preference is None else s.preference) for s in steps]}
 
 def _segment(self, row: int, place: int, token: int | None = None):
     steps = read_ring(self.ring) if self.ring else []
@@ -232,8 +235,12 @@ def _segment(self, row: int, place: int, token: int | None = None):
     if self.tokenizer is None: raise InputError('segment: no tokenizer was given, expected one to show tokens')
     e = as_encoded(p, known.text if known else self.tokenizer.decode(p.ids, clean_up_tokenization_spaces=False))
     self.id = p.id if known else None
-    base = self.record_sheet(p.id) if known else Sheet(id=p.id)
-    self.segment = Sheet(id=p.id, raw=base.raw, unified=base.unified, after=base.after, rows=[e], checks=base.checks, losses=[p.losses])
+    base = self.record_sheet(p.id) if p.id in self.index.at.index else Sheet(id=p.id)
+    said = lambda t: _with_side(t, p.side) if t and p.side else t
+    self.segment = Sheet(id=f'{p.id} {p.side}'.strip(), raw=base.raw, unified=said(base.unified), after=said(base.after), rows=[e], checks=base.checks, losses=[p.losses])
+
+def _with_side(t: Trajectory, side: str) -> Trajectory:  # The run that one answer of a pair makes
+    return msgspec.structs.replace(t, conversation=[*t.conversation, *(getattr(t, side) or [])], chosen=UNSET, rejected=UNSET)
 
 _DO |= {'live': _follow, 'segment': _segment}
 
