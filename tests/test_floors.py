@@ -42,4 +42,4 @@ def test_every_step_is_a_command():
     from typer.main import get_command
 
     from actionstudio.cli import app
-    assert {'demo', 'formats', 'convert', 'export', 'check', 'critique', 'mix', 'encode', 'view', 'plan', 'train', 'merge', 'evaluate', 'serve', 'launch'} <= set(get_command(app).commands)
+    assert {'demo', 'formats', 'convert', 'export', 'check', 'critique', 'mix', 'encode', 'view', 'plan', 'train', 'merge', 'evaluate', 'serve', 'launch', 'bench'} <= set(get_command(app).commands)
