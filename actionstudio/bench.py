@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'slices', 'one_round', 'steps_table', 'bench']
 
-# %% ../nbs/52_bench.ipynb #bdd9565a
+# %% ../nbs/52_bench.ipynb #d4cfb962
 import itertools
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ from .schema import InputError, Trajectory
 from .store import Rejected
 from .template import ChatTemplate, probe
 
-# %% ../nbs/52_bench.ipynb #36d284fd
+# %% ../nbs/52_bench.ipynb #7522b2b0
 def slices(
     source: str | Path,   # A file or a folder of raw records
     format: str = 'auto',
@@ -38,7 +38,7 @@ def slices(
     if size < 3: raise InputError(f'{source}: found {len(found)} records, expected at least {3 * rounds} for {rounds} rounds')
     return [found[k * size:(k + 1) * size] for k in range(rounds)]
 
-# %% ../nbs/52_bench.ipynb #c37ad42d
+# %% ../nbs/52_bench.ipynb #678a7d0f
 def _timed(seconds: dict[str, float], name: str, work: Callable) -> Any:
     start = time.perf_counter()
     out = work()
@@ -56,22 +56,23 @@ def one_round(
     texts = [msgspec.json.encode(r) for _, r in rows]
     _timed(took, 'decode', lambda: [msgspec.json.decode(x) for x in texts])
     out = _timed(took, 'convert', lambda: list(converting(((p, msgspec.json.decode(x)) for (p, _), x in zip(rows, texts)), format)))
-    runs = [t for t in out if isinstance(t, Trajectory)]
+    if not (runs := [t for t in out if isinstance(t, Trajectory)]): raise InputError(f'found no record that converts, expected some; first {out[0].message}')
     _timed(took, 'check', lambda: [check(t) for t in runs])
     counts = {'records': len(rows), 'bytes': sum(map(len, texts)), 'runs': len(runs)}
     return took, counts | (_encoding(took, runs, tokenizer, chat_template) if tokenizer else {})
 
-# %% ../nbs/52_bench.ipynb #c3171fcb
+# %% ../nbs/52_bench.ipynb #82e78fbe
 def _encoding(took: dict[str, float], runs: list[Trajectory], tokenizer, chat_template) -> dict[str, int]:
     probe(tokenizer, chat_template)  # Once for a job, however long
     made = _timed(took, 'encode', lambda: list(encode_all(runs, tokenizer, chat_template)))
     good = [(t, rows) for t, rows in made if not isinstance(rows, Rejected)]
+    if not good: raise InputError(f'found nothing that this template can say, expected some; first {made[0][1].message}')
     finished = [r.text for _, rows in good for r in rows]
     _timed(took, 'encode_batch', lambda: tokenizer.backend_tokenizer.encode_batch(finished, add_special_tokens=False))
     _timed(took, 'certify', lambda: [certify(rows, t, tokenizer, chat_template) for t, rows in good])
     return {'encoded': len(good), 'tokens': sum(len(r) for _, rows in good for r in rows)}
 
-# %% ../nbs/52_bench.ipynb #8f49bd7c
+# %% ../nbs/52_bench.ipynb #1bfc67dd
 STEPS = {'decode': ('records', ''), 'convert': ('records', 'decode'), 'check': ('runs', ''), 'encode': ('encoded', 'encode_batch'), 'encode_batch': ('encoded', ''), 'certify': ('encoded', 'encode')}  # Step → (counted in, its mark)
 
 def steps_table(
@@ -87,7 +88,7 @@ def steps_table(
                     'times as long': round(median(times), 2) if mark else '', 'hours for a million': round(1e6 / median(rates) / 3600, 2)})
     return out
 
-# %% ../nbs/52_bench.ipynb #12973eed
+# %% ../nbs/52_bench.ipynb #9b6b06e3
 def bench(
     source: str | Path,             # A file or a folder of raw records
     tokenizer: str | Path | None = None,  # A model folder; without it encoding is left out
@@ -100,5 +101,4 @@ def bench(
     "Measure the road on this machine. Nothing is written."
     kept = kit(make_job(tokenizer, chat_template)) if tokenizer else ()
     timings = [one_round(rows, format, *kept) for rows in progress(slices(source, format, records, rounds), 'rounds')]
-    if not all(counts['runs'] and counts.get('encoded', 1) for _, counts in timings): raise InputError(f'{source}: found a round in which nothing could be converted or encoded, expected records that can')
     return {'steps': steps_table(timings), 'rounds': len(timings)} | {k: sum(c[k] for _, c in timings) for k in timings[0][1]}
