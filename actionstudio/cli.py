@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Out', 'Force', 'progress', 'show', 'formats', 'convert', 'export', 'check', 'mix', 'critique', 'audit',
            'critic_data', 'compare', 'encode', 'view', 'verify', 'contamination', 'plan', 'train', 'merge', 'evaluate',
-           'compare_scores', 'serve', 'parity', 'ablate', 'preflight', 'launch', 'fetch', 'demo', 'GateFailed',
+           'compare_scores', 'serve', 'parity', 'ablate', 'preflight', 'launch', 'bench', 'fetch', 'demo', 'GateFailed',
            'run_command', 'main']
 
 # %% ../nbs/50_cli.ipynb #c230b430
@@ -432,6 +432,18 @@ def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out:
         _call('launch:write_texts', texts, out, force)
         show({name: f'{len(text.encode()):,} bytes' for name, text in texts.items()}, f'launch → {out}')
     if check and (found := _call('launch:lint', texts)): _fail('\n'.join(found))
+
+@app.command()
+def bench(source: Annotated[Path, typer.Argument(help='Files and folders of raw records.')],
+          tokenizer: Annotated[Optional[Path], typer.Option(help='A model folder; without it encoding is left out.')] = None,
+          chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
+          format: Annotated[str, typer.Option(help='A name from `actionstudio formats`, or auto.')] = 'auto',
+          records: Annotated[int, typer.Option(min=3, help='In a round; each round takes the next ones.')] = 200,
+          rounds: Annotated[int, typer.Option(min=1, help='All steps in turn, so many times.')] = 3):
+    "Measure converting, checking and encoding your data on this machine, each beside a mark that is hard to beat.\n\nExample: actionstudio bench logs.jsonl --tokenizer models/smol"
+    report = _call('bench:bench', source, tokenizer, chat_template, format, records, rounds, progress)
+    _rows(f'bench of {source}, one process', report.pop('steps'))
+    show(report, 'measured on')
 
 @app.command()
 def fetch(out: Out, force: Force = False):
