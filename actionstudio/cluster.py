@@ -38,7 +38,7 @@ class Target(Record, kw_only=True, frozen=True):
     fabric: Literal['auto', 'ethernet', 'infiniband', 'efa'] = 'auto'  # The network between nodes; decides NCCL's variables, auto leaves them to NCCL
     rdzv_port: int = 29500  # Port of the rendezvous on the head node, the dry run takes this + 1000; Slurm adds the job number modulo 1000
     max_restarts: int = 3  # Times that the workers are started again after one has died
-    dry_run: int = 2  # Steps that all processes try in a folder that is thrown away, with one checkpoint, before the run first begins; 0: none
+    trial_steps: int = 2  # Before the run first begins all processes take so many steps, and save, in a folder that is thrown away; 0: none
     save_seconds: int = 120  # Time to save after a signal to stop; also how long before the time limit Slurm sends it
     env: dict[str, str] = {}  # Variables by value, such as NCCL_SOCKET_IFNAME
     secrets: list[str] = []  # Names of variables that must be set where the script starts
@@ -60,7 +60,7 @@ _SECRET = re.compile(r'(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)$', re.I)
 _ONLY = {'slurm': ('partition', 'account', 'time', 'cpus_per_node', 'sweep'), 'kubernetes': ('image', 'claim', 'secret')}
 
 def _refused(t: Target) -> Iterator[tuple[str, str]]:
-    for key, least in dict(nodes=1, gpus_per_node=0, cpus_per_node=1, max_restarts=0, dry_run=0, save_seconds=1).items():
+    for key, least in dict(nodes=1, gpus_per_node=0, cpus_per_node=1, max_restarts=0, trial_steps=0, save_seconds=1).items():
         if (n := getattr(t, key)) is not None and n < least: yield key, f'found {n}, expected {least} or more'
     if not 1024 <= t.rdzv_port <= 63535: yield 'rdzv_port', f'found {t.rdzv_port}, expected 1024 to 63535'
     if t.time is not None and (not _TIME.fullmatch(str(t.time)) or t.time == 0): yield 'time', f'found {shown(t.time)}, expected 90 (minutes), 12:00:00 or 2-12:00:00'

@@ -32,6 +32,8 @@ def scaling(
     if not any(p.fits for p in found): raise InputError(f'{regime} on {gpus} {gpu}: found no plan that fits on {max(nodes)} nodes or fewer')
     return found
 
+
+# %% ../nbs/87_cost.ipynb #d318d485
 def communication(p: Plan) -> float:  # Seconds of one step
     "What a step waits for the others."
     return sum(t.value for t in p.seconds if 'gathering' in t.what or 'gradients' in t.what)
@@ -62,10 +64,13 @@ class Failures(Record):
         for key in ('node_hours', 'save_seconds', 'restart_seconds'):
             if not getattr(self, key) > 0: yield key, f'found {getattr(self, key)}, expected more than 0'
 
+
+# %% ../nbs/87_cost.ipynb #c5b9a714
 def between(f: Failures, nodes: int) -> float:  # Seconds
     "Mean time between failures of a job on several nodes."
     return f.node_hours * 3600 / nodes
 
+# %% ../nbs/87_cost.ipynb #da4be96b
 def best_interval(f: Failures, nodes: int) -> float:  # Seconds between two checkpoints; Daly 2006, eq. 37
     "The interval that loses least."
     m, d = between(f, nodes), f.save_seconds
@@ -73,6 +78,7 @@ def best_interval(f: Failures, nodes: int) -> float:  # Seconds between two chec
     x = math.sqrt(d / (2 * m))
     return math.sqrt(2 * d * m) * (1 + x / 3 + x * x / 9) - d
 
+# %% ../nbs/87_cost.ipynb #41269076
 def lost(
     f: Failures,
     nodes: int,

@@ -248,7 +248,7 @@ def test_a_dry_run_is_not_repeated(cluster):
         return dry.exists()
     assert tried()
     (cluster.work/'out/dry_run_16.yaml').write_text((cluster.job/'run.yaml').read_text())
-    assert not tried() and tried(nodes=4) and not tried(nodes=4, dry_run=0)
+    assert not tried() and tried(nodes=4) and not tried(nodes=4, trial_steps=0)
     (cluster.work/'out/dry_run_16.yaml').write_text(to_yaml(RUN) + 'seed: 1\n')
     assert tried()
 
