@@ -431,6 +431,7 @@ def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out:
     else:
         _call('launch:write_texts', texts, out, force)
         show({name: f'{len(text.encode()):,} bytes' for name, text in texts.items()}, f'launch → {out}')
+        _out.print(f"start: {_call('launch:how_to_start', texts, out)}", markup=False, highlight=False, soft_wrap=True)
     if check and (found := _call('launch:lint', texts)): _fail('\n'.join(found))
 
 @app.command()
