@@ -180,17 +180,34 @@ def _greedy(model, tokenizer, max_new_tokens):
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
     return GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stops), pad_token_id=pad)
 
+
+# %% ../nbs/41_evaluate.ipynb #e7a1c002
+_WORTH = 32  # Tokens in common from which on one more forward pass is worth it
+
+def _common(rows, cache) -> int:  # Tokens that all rows begin with, where the cache can copy them; each row keeps one of its own
+    from transformers.cache_utils import StaticLayer
+    if len(rows) < 2 or any(type(x) is not StaticLayer for x in cache.layers): return 0
+    least, most = min(rows), max(rows)  # In the order of lists, these two differ first
+    n = next((k for k, (a, b) in enumerate(zip(least, most)) if a != b), min(len(least), len(most)))
+    n = min(n, min(map(len, rows)) - 1)
+    return n if n >= _WORTH else 0
+
 def _write(model, rows, config):  # Token ids that follow each row of ids, its stop token last, in one batch padded on the left
     import torch
     from transformers import StaticCache
     width, stops, was_training = max(map(len, rows)), set(config.eos_token_id), model.training
-    ids, mask = (torch.tensor([[fill] * (width - len(r)) + keep(r) for r in rows], device=model.device)
-                 for fill, keep in ((config.pad_token_id, list), (0, lambda r: [1] * len(r))))
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=width + config.max_new_tokens)
-    out, batch, done, places = [[] for _ in rows], list(range(len(rows))), set(), (mask.cumsum(1) - 1).clamp(min=0)
+    same = _common(rows, cache)
+    ids, mask = (torch.tensor([[fill] * (width - len(r)) + keep(r[same:]) for r in rows], device=model.device)
+                 for fill, keep in ((config.pad_token_id, list), (0, lambda r: [1] * len(r))))
+    mask = torch.cat([mask.new_ones(len(rows), same), mask], 1)
+    out, batch, done, places = [[] for _ in rows], list(range(len(rows))), set(), (mask.cumsum(1) - 1).clamp(min=0)[:, same:]
     model.eval()
     try:
         with torch.inference_mode():
+            if same:
+                model(input_ids=torch.tensor([rows[0][:same]], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=model.device))
             for _ in range(config.max_new_tokens):
                 new = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
                 for i, token in zip(batch, new.tolist()):
@@ -203,6 +220,7 @@ def _write(model, rows, config):  # Token ids that follow each row of ids, its s
                 ids, places, mask = new[:, None], places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
     finally: model.train(was_training)
     return out
+
 
 # %% ../nbs/41_evaluate.ipynb #1eb486ba
 def _made(out, made_by):  # {(id, prompt): Generation}
@@ -236,6 +254,12 @@ def _taken(ids, stops):  # (ids before the stop token, tokens written, whether i
     return (ids, len(ids), False) if end is None else (ids[:end], end + 1, True)
 
 # %% ../nbs/41_evaluate.ipynb #8e2289a6
+def _order(ts, lengths) -> list[int]:  # Questions on the same tools together, so that they share their beginning; the longest first: memory fails early or not
+    tools = [(t.task_instruction, repr(t.tools)) for t in ts]
+    longest = {}
+    for k, n in zip(tools, lengths): longest[k] = max(n, longest.get(k, 0))
+    return sorted(range(len(ts)), key=lambda i: (-longest[tools[i]], tools[i], -lengths[i], i))
+
 class Counted:
     "An iterator whose length is known beforehand, for a progress bar."
     def __init__(self, n: int, items: Iterable): self.n, self.items = n, items
@@ -261,7 +285,7 @@ class Local:
     def answer(self, asked: list[tuple[Trajectory, str]]) -> Counted:  # Raises `InputError` for a prompt that has no room
         room = getattr(self.model.config.get_text_config(), 'max_position_embeddings', None)
         ids = _fitting([x for _, x in asked], self.tokenizer, self.config, room, [t.id for t, _ in asked])
-        todo = sorted(range(len(asked)), key=lambda i: (-len(ids[i]), i))  # Longest first: memory fails early or not
+        todo = _order([t for t, _ in asked], [len(row) for row in ids])
         batches = [todo[k:k + self.batch_size] for k in range(0, len(todo), self.batch_size)]
         return Counted(len(batches), (self._batch([asked[i] for i in b], [ids[i] for i in b]) for b in batches))
 
