@@ -398,11 +398,13 @@ def ablate(model: Annotated[Path, typer.Argument(help='A model folder.')], train
            chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
            faults: Annotated[Optional[str], typer.Option(help='Faults to put in: kind → share, as JSON; {} for a source that has its own; without it 65 % of the runs are offered one.')] = None,
            critic: Annotated[Optional[Path], typer.Option(help='What `actionstudio critique` kept of the data; without it a simulated critic of stated quality.')] = None,
-           max_length: int = 1024, max_new_tokens: int = 128):
+           seeds: Annotated[int, typer.Option(min=1, help='Repeats with other faults, order and adapter; the intervals are drawn over them too.')] = 1,
+           max_length: int = 1024, max_new_tokens: Annotated[int, typer.Option(min=0, help='0: nothing is generated, and the teacher-forced numbers stand alone.')] = 128):
     "Train the same model with the same budget on raw data, on what the rules keep, and on what a critic keeps of that.\n\nExample: actionstudio ablate models/smol out/split/train.jsonl out/split/heldout.jsonl --run run.yaml --out out/ablation"
     rates = {} if faults is None else {'rates': _json('--faults', faults)}
-    report = _call('ablation:ablate', model, train, heldout, out, _call('config:read_run', run), chat_template, critic=critic, max_length=max_length, max_new_tokens=max_new_tokens, progress=progress, **rates)
+    report = _call('ablation:ablate', model, train, heldout, out, _call('config:read_run', run), chat_template, critic=critic, seeds=seeds, max_length=max_length, max_new_tokens=max_new_tokens, progress=progress, **rates)
     _rows(f'ablation → {out}', _call('ablation:table_of', report).reset_index().to_dict('records'))
+    _rows('steps', _call('ablation:steps_of', report).reset_index().to_dict('records'))
 
 # %% ../nbs/50_cli.ipynb #a8de8575
 @app.command()
