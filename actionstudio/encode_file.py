@@ -348,7 +348,8 @@ def encode_file(
     made = recipe(tok, ct.source, settings) | {'data': fingerprint(source_file(source))}
     def work(folder):
         if 'date' in ct.options: save_json(begun, {'date': ct.options['date']})
-        return _encode_into(folder, source, job, made | {'settings': settings}, Path(cache or beside), cache is None, progress, workers=workers, engine=engine)
+        report = _encode_into(folder, source, job, made | {'settings': settings}, Path(cache or beside), cache is None, progress, workers=workers, engine=engine)
+        return report | {'template_name': Path(chat_template or tokenizer).resolve().name}  # For people; the certificate has its hash
     report = stage(out, {'command': 'encode', **settings} | made, work, force)
     begun.unlink(missing_ok=True)
     return report

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'ROAD', 'FACETS', 'NUMBERS', 'line_facts', 'stages', 'audits', 'files_of', 'scan_stage', 'scan_rows', 'build',
-           'table_of', 'Index', 'select', 'at_stages', 'encoded_rows', 'raw_record', 'critiques_of']
+           'table_of', 'Index', 'select', 'at_stages', 'encoded_rows', 'raw_record', 'remarks_of']
 
 # %% ../nbs/20b_index.ipynb #c81e728d
 from pathlib import Path
@@ -156,6 +156,10 @@ def _critiques(stage: Path) -> pd.Series:  # Index: id. The mean of all judges' 
         for line in f: x = decode(line); by.setdefault(x.id, []).append(_score(x.scores))
     return pd.Series({id: np.mean(v) for id, v in by.items()}, dtype='float64')
 
+def _template_name(stage: Path) -> str:  # As a person knows it, and which one of that name
+    name, code = load_json(stage/'report.json').get('template_name'), load_json(stage/'certificate.json')['chat_template'][:8]
+    return f'{name} ({code})' if name else code
+
 def build(
     folder: str | Path,
     progress: Callable = lambda x, label: x,
@@ -169,7 +173,7 @@ def build(
         table = lines[[*FACTS]].combine_first(table) if len(lines) and not encoded else table
         if encoded:
             table = table.drop(columns=['rows', 'tokens', 'trained', 'first_row'], errors='ignore').join(scan_rows(stage), how='outer')
-            table['template'] = np.where(table['rows'] > 0, load_json(stage/'certificate.json')['chat_template'][:8], '')
+            table['template'] = np.where(table['rows'] > 0, _template_name(stage), '')
             table['certified'] = np.where(table['rows'] > 0, 'certified', np.where(table.index.isin(lines.index), 'refused', 'not encoded'))
         if (stage/'critiques.jsonl').is_file(): said = _critiques(stage); table['score'] = said.reindex(table.index).combine_first(table['score'])
         if (stage/'findings.jsonl').is_file(): table = table.drop(columns=['rules', 'errors', 'warnings'], errors='ignore').join(_findings(stage))
@@ -194,7 +198,7 @@ def _finished(t: pd.DataFrame) -> pd.DataFrame:
 def _state(folder: Path) -> dict:
     files = [p for s in stages(folder).values() for p in [*files_of(s), s/'encoded.parquet', s/'findings.jsonl', s/'critiques.jsonl'] if p.is_file()]
     files += [a/'drawn.jsonl' for a in audits(folder)]
-    return {'': 2} | {str(p.relative_to(folder)): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}  # 2: the table has the columns of today
+    return {'': 3} | {str(p.relative_to(folder)): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}  # 3: the table has the columns of today
 
 def table_of(
     folder: str | Path,
@@ -221,7 +225,7 @@ class Index:
     def __init__(self, folder: str | Path, progress: Callable = lambda x, label: x):
         self.folder, self.table = Path(folder), table_of(folder, progress)
         self.ids, self.stages = self.table.index.to_numpy(), stages(folder)
-        self.critiques, self.codes, self.at, t = None, {}, pd.Series(np.arange(len(self.table)), self.table.index), self.table
+        self.places, self.codes, self.at, t = {}, {}, pd.Series(np.arange(len(self.table)), self.table.index), self.table
         severity = np.select([t['errors'] > 0, t['warnings'] > 0], ['error', 'warning'], 'clean')
         for c, v in {**{c: t[c] for c in ('source', 'fate', 'certified', 'template', 'audit')}, 'severity': severity, 'parallel': np.where(t['parallel'] > 1, 'parallel', 'one at a time')}.items(): self.codes[c] = pd.Categorical(v)
         self.rule = pd.DataFrame({'at': np.arange(len(t)), 'rule': t['rules'].str.split()}).explode('rule').dropna()
@@ -341,18 +345,19 @@ def raw_record(
 Index.raw_record = raw_record
 
 # %% ../nbs/20b_index.ipynb #6ea9ab1b
-def critiques_of(
+def remarks_of(
     self: Index,
     id: str,
-) -> list[dict]:  # As `critiques.jsonl` has them; empty where no critic was asked
-    "What the judges said about one record."
-    file = next((s/'critiques.jsonl' for s in self.stages.values() if (s/'critiques.jsonl').is_file()), None)
+    name: str = 'critiques.jsonl',  # Or findings.jsonl
+) -> list[dict]:  # As the newest such file has them; empty where there is none
+    "What judges or rules said about one record."
+    file = next((s/name for s in reversed(self.stages.values()) if (s/name).is_file()), None)
     if file is None: return []
-    if self.critiques is None:  # Where each begins, looked up once
+    if name not in self.places:  # Where each begins, looked up once
         class C(msgspec.Struct): id: str
-        decode, at, self.critiques = msgspec.json.Decoder(C).decode, 0, {}
+        decode, at, by = msgspec.json.Decoder(C).decode, 0, self.places.setdefault(name, {})
         with open(file, 'rb') as f:
-            for line in f: self.critiques.setdefault(decode(line).id, []).append(at); at += len(line)
-    with open(file, 'rb') as f: return [msgspec.json.decode(f.readline()) for at in self.critiques.get(id, []) if f.seek(at) == at]
+            for line in f: by.setdefault(decode(line).id, []).append(at); at += len(line)
+    with open(file, 'rb') as f: return [msgspec.json.decode(f.readline()) for at in self.places[name].get(id, []) if f.seek(at) == at]
 
-Index.critiques_of = critiques_of
+Index.remarks_of = remarks_of

@@ -18,7 +18,7 @@ import msgspec
 
 from .contamination import Benchmarks
 from .convert import Ids
-from .decisions import obeyed, read_decisions
+from .decisions import decisions_file, obeyed, read_decisions
 from .duplicates import Duplicates
 from .interleave import Interleaved
 from .recipe import HeldOut, Recipe, Source, draws, read_recipe
@@ -326,10 +326,12 @@ def split_file(
     seed: int = 0,
     refusal: str | None = None,  # As for `with_refusal`; None leaves such records without an answer
     no_call_share: float | None = None,  # As for `surplus`, in the training half; None leaves the share as it is
+    decisions: str | Path | None = None, # A file of a reviewer's decisions; None: those that stand beside the source, if any
     force: bool = False,       # Replace what another command made
     progress: Callable = lambda x, label: x,
     **counted,                 # `tokens`, `tokens_by` and `workers`, as for `mix`
 ) -> dict:                     # The report, as from `mix`
-    "Split a file by tool."
-    return mix(Recipe(sources={'data': Source(path=str(source))}, seed=seed, order='as_read', exact_duplicates=False, held_out=HeldOut(share=held_out), refusal=refusal,
+    "Split a file by tool, as a reviewer decided."
+    if decisions is None and (beside := decisions_file(source)).is_file(): decisions = beside
+    return mix(Recipe(sources={'data': Source(path=str(source))}, seed=seed, order='as_read', exact_duplicates=False, held_out=HeldOut(share=held_out), refusal=refusal, decisions=decisions and str(decisions),
                       no_call_share=no_call_share), out, force, progress, **counted)

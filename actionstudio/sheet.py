@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'pieces', 'visible', 'as_line', 'Group', 'unified_groups', 'raw_groups', 'Remark', 'Check', 'format_check',
-           'template_check', 'certificate_check', 'critic_check', 'token_runs', 'Sheet', 'sheet', 'differences', 'told',
-           'Document']
+           'way_out', 'template_check', 'certificate_check', 'critic_check', 'token_runs', 'Sheet', 'sheet',
+           'differences', 'told', 'Document']
 
 # %% ../nbs/20_sheet.ipynb #c81e728d
 import difflib
@@ -165,24 +165,30 @@ def format_check(
     return Check('Format Checker', _worst(remarks), f'{len(remarks)} findings' if len(remarks) != 1 else '1 finding', remarks)
 
 # %% ../nbs/20_sheet.ipynb #8e296a06
-_WAY = {'too_long': '--length window (the oldest turns leave) or elide (old results shrink), or a larger --max-length',
+_WAYS = {'too_long': '--length window (the oldest turns leave) or elide (old results shrink), or a larger --max-length',
         'reasoning_dropped': '--may-drop reasoning, or a chat template that shows thoughts', 'content_dropped': '--may-drop content, or a chat template that shows text beside calls',
         'nothing_to_train': '--train assistant', 'one_call_a_turn': 'a chat template that takes parallel calls: --chat-template FILE'}
+
+def way_out(
+    code: str,  # Of a refusal, as in `removed.jsonl`
+) -> str:
+    "What a person can do about a record that was not encoded."
+    return _WAYS.get(code, 'another chat template: --chat-template FILE')
 
 def template_check(
     t: Trajectory,
     tokenizer,
     chat_template: str | ChatTemplate | None = None,
     rows: list[Encoded] | None = None,  # As encoded before; None: tried now
+    refused: tuple[str, str] | None = None,  # (code, message) of `actionstudio encode`, whose settings are not known here
 ) -> tuple[Check, list[Encoded]]:       # (the answer, the rows)
     "Whether the chat template can say this record, and where it had to be adapted."
     try:
         ct = probe(tokenizer, chat_template)
         notes = [Remark('template', 'note', f"{f['element']}: {f['outcome']}" + (f" ({f['how']})" if f['how'] else '')) for f in ct.findings if f['outcome'] != 'said']
         rows = encode(t, tokenizer, ct) if rows is None else rows
-    except InputError as e:
-        code = getattr(e, 'code', 'template_error')
-        return Check('Chat Template Checker', 'error', code, [Remark('template', 'error', str(e), _message(str(e)), fix=_WAY.get(code, 'another chat template: --chat-template FILE'))]), []
+    except InputError as e: refused, notes, rows = refused or (getattr(e, 'code', 'template_error'), str(e)), [], []
+    if refused: return Check('Chat Template Checker', 'error', refused[0], [Remark('template', 'error', refused[1], _message(refused[1]), fix=way_out(refused[0])), *notes]), rows
     said = [Remark('template', 'note', f'{n}, in leaf {e.leaf}') for e in rows for n in e.notes]
     return Check('Chat Template Checker', 'ok', f'{len(rows)} {"leaf" if len(rows) == 1 else "leaves"}', notes + said), rows
 
@@ -246,14 +252,16 @@ def sheet(
     raw=None,
     after: Trajectory | None = None,         # None: as it was converted
     critiques: list[Critique] = (),
+    findings: list[Finding] | None = None,   # As for `format_check`
+    refused: tuple[str, str] | None = None,  # As for `template_check`; such a record is not certified
     chat_template: str | ChatTemplate | None = None,
     **more,                                  # Other fields of `Sheet`
 ) -> Sheet:
     "Ask all checkers about one record."
     last = after or t
-    template, made = template_check(last, tokenizer, chat_template, rows)
-    if certificate is None and rows is None and made: certificate = certify(made, last, tokenizer, chat_template)
-    checks = [format_check(last), template, certificate_check(certificate)] + [critic_check(list(critiques))] * bool(critiques)
+    template, made = template_check(last, tokenizer, chat_template, rows, refused)
+    if certificate is None and rows is None and made and not refused: certificate = certify(made, last, tokenizer, chat_template)
+    checks = [format_check(last, findings), template, certificate_check(certificate)] + [critic_check(list(critiques))] * bool(critiques)
     return Sheet(id=t.id, raw=raw, unified=t, after=after, rows=made, checks=checks, **more)
 
 # %% ../nbs/20_sheet.ipynb #19ca14e7

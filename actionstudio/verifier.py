@@ -24,6 +24,7 @@ from .dataset import load_tokenizer
 from .decisions import Decisions, decisions_file
 from .index import FACETS, NUMBERS, Index, audits
 from .ring import as_encoded, read_ring, summary
+from .rules import Finding, check, rules
 from .schema import UNSET, InputError, Trajectory, problems
 from .sheet import Check, Document, Remark, Sheet, format_check, raw_groups, sheet, told, unified_groups, visible
 from .store import atomic, read
@@ -129,9 +130,10 @@ def _at(self: Verifier, id: str) -> tuple[Any, list[Trajectory], str]:  # (raw, 
     first = next(iter(at.values()), {})
     raw = self.index.raw_record(first) if first else None
     if raw is None and 'reason' in first: raw = first.get('raw')
-    decided = self.index.decisions.get(id)
-    if decided and decided.record: runs.append(msgspec.json.decode(decided.record))
+    if edit := _edit(self, id): runs.append(msgspec.json.decode(edit))
     return raw, [Trajectory.from_dict(r) for r in runs], gone
+
+def _edit(self: Verifier, id: str) -> str | None: return d.record if (d := self.index.decisions.get(id)) else None  # A person's version
 
 def record_sheet(
     self: Verifier,
@@ -142,10 +144,21 @@ def record_sheet(
     if self.audited and self.agreement is None: return _blind(self, id)
     raw, runs, gone = _at(self, id)
     if not runs: return Sheet(id=id, raw=raw, removed=gone, checks=[Check('Format Checker', 'error', 'no trajectory', [Remark('convert', 'error', gone or 'found no stage that has it')])])
-    said, rows = [msgspec.convert(c, Critique, strict=False) for c in self.index.critiques_of(id)], self.index.encoded_rows(id)
+    said, rows = [msgspec.convert(c, Critique, strict=False) for c in self.index.remarks_of(id)], [] if _edit(self, id) else self.index.encoded_rows(id)
     more = {'raw': raw, 'after': runs[-1] if len(runs) > 1 else None, 'removed': gone, 'critiques': said}
-    if self.tokenizer is None: return Sheet(id=id, raw=raw, unified=runs[0], after=more['after'], removed=gone, checks=[format_check(runs[-1])])
-    return sheet(runs[0], self.tokenizer, rows or None, Certificate(True, []) if rows else None, chat_template=self.template, **more)
+    if self.tokenizer is None: return Sheet(id=id, raw=raw, unified=runs[0], after=more['after'], removed=gone, checks=[format_check(runs[-1], _findings(self, id, runs[-1]))])
+    return sheet(runs[0], self.tokenizer, rows or None, Certificate(True, []) if rows else None, chat_template=self.template, findings=_findings(self, id, runs[-1]), refused=_refused(self, id), **more)
+
+def _findings(self: Verifier, id: str, t: Trajectory) -> list[Finding]:  # What the rules find in it now, and what `actionstudio check` found in comparison with other records
+    over = {r.code for r in rules().values() if r.over == 'data'}
+    stored = [msgspec.convert(f, _Stored) for f in self.index.remarks_of(id, 'findings.jsonl')]
+    return check(t) + [Finding(f.rule, f.severity, f.path, f.message) for f in stored if f.rule in over]
+
+def _refused(self: Verifier, id: str) -> tuple[str, str] | None:  # By `actionstudio encode`, unless a person has changed it since
+    r = next((r for s, r in self.index.at_stages(id).items() if 'reason' in r and (self.index.stages[s]/'encoded.parquet').is_file()), None)
+    return r and not _edit(self, id) and (str(r['reason']), str(r.get('message', '')).removeprefix(f"{r.get('place')}: ")) or None
+
+class _Stored(msgspec.Struct): rule: str; severity: str; path: str; message: str
 
 def record(self: Verifier) -> dict:  # Of a `Document`; {} where nothing is open
     "What a view needs to show the open record."
