@@ -141,13 +141,14 @@ def mix(source: Annotated[Path, typer.Argument(help='A recipe (.yaml), or one fi
         seed: Annotated[Optional[int], typer.Option(help='Of one file: decides what is held out and left out; 0 without it.')] = None,
         refusal: Annotated[Optional[str], typer.Option(help='Of one file: what the assistant says where no call is expected and no text is given.')] = None,
         no_call_share: Annotated[Optional[float], typer.Option(help='Of one file: share of training records that expect no call; surplus records with calls are left out.')] = None,
+        decisions: Annotated[Optional[Path], typer.Option(help="Of one file: a reviewer's decisions; without it those that the verifier left beside the data.")] = None,
         tokenizer: Annotated[Optional[Path], typer.Option(help='A model folder: count tokens and trained tokens.')] = None,
         encoded: Annotated[Optional[Path], typer.Option(help='A folder that `actionstudio encode` wrote: look the counts up.')] = None,
         workers: Annotated[int, typer.Option(min=1, help='Processes; what comes out does not depend on it.')] = 1, force: Force = False):
     "Make the mixture of a recipe, or split one file by tool.\n\nExample: actionstudio mix recipe.yaml --out out/mix"
     counter = tokenizer or encoded
     counted = {'tokens': _call(f"count:{'token' if tokenizer else 'encoded'}_counter", counter), 'tokens_by': str(counter)} if counter else {}
-    given = {k: v for k, v in {'held_out': held_out, 'seed': seed, 'refusal': refusal, 'no_call_share': no_call_share}.items() if v is not None}
+    given = {k: v for k, v in {'held_out': held_out, 'seed': seed, 'refusal': refusal, 'no_call_share': no_call_share, 'decisions': decisions}.items() if v is not None}
     recipe = source.suffix in ('.yaml', '.yml')
     if recipe and given: raise InputError(f"--{next(iter(given)).replace('_', '-')}: found beside a recipe, expected it in {source}")
     report = _call('mix:mix' if recipe else 'mix:split_file', source, out, force=force, progress=progress, workers=workers, **given, **counted)
@@ -244,15 +245,22 @@ def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
            workers: Annotated[int, typer.Option(min=1, help='Processes.')] = 1,
            engine: Annotated[str, typer.Option(help='local or ray.')] = 'local',
            cache: Annotated[Optional[Path], typer.Option(help='Where finished parts are kept; beside --out without it.')] = None,
+           lines: Annotated[int, typer.Option(min=0, help='Refusals to print; all are in removed.jsonl.')] = 20,
            allow_refused: Annotated[bool, typer.Option('--allow-refused', help='Exit 0 although samples were removed.')] = False, force: Force = False):
     "Encode and certify trajectories for training; the same command goes on after a kill.\n\nExample: actionstudio encode out/split/train.jsonl --tokenizer models/smol --out out/encoded"
     if history:
         for policy, cost in _call('encode_file:file_cost', source, tokenizer, chat_template, options, train).items(): _out.print(f'{policy:10}', _cost(cost), soft_wrap=True, highlight=False)
     report = _call('encode_file:encode_file', source, out, tokenizer, chat_template, max_length, force, progress, history=history or 'as_served', train=train, weights=weights,
                    may_drop=may_drop or (), options=options, length=length, train_blind=train_blind, allow_evaluation=allow_evaluation, workers=workers, engine=engine, cache=cache)
+    _print_refused(out, lines)
     _out.print(f"template: {report['template']}", soft_wrap=True, highlight=False, markup=False)
     show({k: v for k, v in report.items() if k != 'template'}, f'encode → {out}')
     if report['removed'] and not allow_refused: _fail(f"{sum(report['removed'].values())} samples were removed; see {out}/removed.jsonl, or pass --allow-refused")
+
+def _print_refused(out: Path, lines: int) -> None:
+    for k, r in enumerate(_call('store:read', out/'removed.jsonl')):
+        if k == lines: return _out.print(f'… more in {out}/removed.jsonl', soft_wrap=True, highlight=False, markup=False)
+        _out.print(f"{r['id']}: error {r['reason']}: {r['message'].removeprefix(r['place'] + ': ')}; fix: {_call('sheet:way_out', r['reason'])}", soft_wrap=True, highlight=False, markup=False)
 
 def _cost(x: dict | str) -> str: return x if isinstance(x, str) else f"{x['tokens']:,} tokens in {x['rows']:,} rows, {x['trained_tokens']:,} trained, {x['refused']:,} refused (first 50 records)"
 
