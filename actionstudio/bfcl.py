@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 from msgspec import Struct
 
+from .bfcl_literals import LANGUAGES, as_text, literal
 from .convert import converting, scan_joined
-from .evaluate import Generation, _normal, _pair
+from .evaluate import Generation, _normal, _pair, _read
 from .formats.gold import bfcl_join
-from .parse import parse_tool_calls
 from .schema import InputError, Trajectory, shown
 from .store import Rejected, read
 
@@ -28,13 +28,25 @@ class BfclCase(Struct):
     run: Trajectory         # The question, as a model gets it
 
 _CALLS = ('simple_python', 'multiple', 'parallel', 'parallel_multiple', 'live_simple', 'live_multiple', 'live_parallel', 'live_parallel_multiple')
+_CALLS += tuple(LANGUAGES)
 _SILENT, _ANY = ('irrelevance', 'live_irrelevance'), ('live_relevance',)
+
+def _told(row):  # A question of another language, its arguments as text
+    place, r = row
+    category = str(r.get('id')).rpartition('_')[0] if isinstance(r, dict) else ''
+    if category not in LANGUAGES: return row
+    types = {f['name']: f['parameters']['properties'] for f in r['function']}
+    def text(v, spec): return v if v == '' else literal(_first(v), spec.get('type', 'any'), (spec.get('items') or {}).get('type'), category)
+    gold = [{n: {k: [text(v, types[n].get(k, {})) for v in vs] for k, vs in args.items()} for n, args in g.items()} for g in r.get('ground_truth') or ()]
+    return place, r | {'function': [as_text(f, category) for f in r['function']]} | ({'ground_truth': gold} if gold else {})
+
+def _first(v): return {k: _first(xs[0]) for k, xs in v.items() if xs and xs[0] != ''} if isinstance(v, dict) else [_first(x) for x in v] if isinstance(v, list) else v
 
 def bfcl(
     path: str | Path,     # A file of questions, `BFCL_v4_….json`; the answers lie beside it, in `possible_answer/`
 ) -> list[BfclCase]:      # Raises `InputError`
     "The questions of one file."
-    found, runs = [], {t.id: t for t in converting(scan_joined(Path(path), 'bfcl'), 'bfcl', 'bfcl') if not isinstance(t, Rejected)}
+    found, runs = [], {t.id: t for t in converting(map(_told, scan_joined(Path(path), 'bfcl')), 'bfcl', 'bfcl') if not isinstance(t, Rejected)}
     for r in read(path):
         category, r = str(r.get('id')).rpartition('_')[0], bfcl_join(Path(path), r)
         if category not in _CALLS + _SILENT + _ANY: raise InputError(f"{path}: id: found {shown(r.get('id'))}, expected one of the categories {', '.join(_CALLS + _SILENT + _ANY)}")
@@ -46,9 +58,12 @@ def bfcl(
 # %% ../nbs/41c_bfcl.ipynb #4c3c857b
 _KINDS = {'string': str, 'integer': int, 'float': float, 'boolean': bool, 'array': list, 'tuple': list, 'dict': dict, 'any': str}
 
+_LISTS = ('array', 'tuple', 'Array', 'ArrayList')
+_KINDS |= dict.fromkeys(('byte', 'short', 'long', 'Bigint'), int) | {'double': float, 'Boolean': bool, 'HashMap': dict} | dict.fromkeys(('Array', 'ArrayList'), list) | dict.fromkeys(('String', 'char'), str)
+
 def _kinds(spec: dict, where: str) -> tuple[type, type | None]:  # (of the value, of its elements)
-    inner = spec.get('items', {}).get('type') if spec.get('type') in ('array', 'tuple') else None
-    for t in (spec.get('type'), inner)[:1 + (spec.get('type') in ('array', 'tuple'))]:
+    inner = spec.get('items', {}).get('type') if spec.get('type') in _LISTS else None
+    for t in (spec.get('type'), inner)[:1 + (spec.get('type') in _LISTS)]:
         if t not in _KINDS: raise InputError(f'{where}: type: found {shown(t)}, expected one of {", ".join(_KINDS)}')
     return _KINDS[spec['type']], inner and _KINDS[inner]
 
@@ -76,6 +91,7 @@ def call_verdict(
     call: dict,               # {"name", "arguments"}
     function: dict,           # As the benchmark wrote it
     want: dict[str, list],    # Argument → acceptable values
+    category: str = '',       # In one of `LANGUAGES` the arguments are source text
 ) -> str:                     # '' where it is right; else `component: what`; raises `InputError` for a type that BFCL does not know
     "What BFCL's checker finds wrong with a call."
     name, args = _pair(call, 'call')
@@ -85,7 +101,10 @@ def call_verdict(
     for k, v in args.items():
         if k not in known or k not in want: return f'unexpected: {shown(k)}'
         kind, inner = _kinds(known[k], f'{name}.{k}')
-        if known[k]['type'] == 'float' and type(v) is int: v = float(v)
+        if category in LANGUAGES:
+            if type(v) is not str: return f'type: {k}: found {shown(v)}, expected source text'
+            v = LANGUAGES[category][2](v, known[k]['type'], known[k]['items']['type'] if inner else None)
+        elif known[k]['type'] == 'float' and type(v) is int: v = float(v)
         passes, variable = _typed(v, want[k], kind, inner)
         if not passes: return f"type: {k}: found {shown(v)}, expected {known[k]['type']}"
         if not (v in want[k] if variable else _valued(v, want[k], kind, inner)): return f'value: {k}: found {shown(v)}, expected one of {shown(want[k])}'
@@ -106,10 +125,10 @@ def bfcl_verdict(
         [(name, want)] = g.items()
         function = next((f for f in case.functions if f['name'] == name), None) if 'parallel' in case.category or 'multiple' in case.category else case.functions[0]
         if function is None: raise InputError(f'{case.id}: found a true call of {name}, expected one of the functions that are offered')
-        k = next((k for k, c in enumerate(left) if not call_verdict(c, function, want)), None)
+        k = next((k for k, c in enumerate(left) if not call_verdict(c, function, want, case.category)), None)
         if k is None: missed.append((function, want))
         else: del left[k]
-    return call_verdict(left[0], *missed[0]) if missed else ''
+    return call_verdict(left[0], *missed[0], case.category) if missed else ''
 
 # %% ../nbs/41c_bfcl.ipynb #253c142a
 def bfcl_scores(
@@ -118,7 +137,7 @@ def bfcl_scores(
 ) -> tuple[pd.DataFrame, dict[str, str]]:  # (a row for each category: questions, accuracy, and the count of each component; id → verdict)
     "How a model did, by the public checker's rules."
     if [c.id for c in cases] != [g.id for g in generations]: raise InputError(f'found {len(generations)} generations for {len(cases)} questions, expected one for each, in the same order')
-    said = {c.id: bfcl_verdict(c, parse_tool_calls(g.text, c.run.tools).calls) for c, g in zip(cases, generations)}
+    said = {c.id: bfcl_verdict(c, _read(g, c.run).calls) for c, g in zip(cases, generations)}
     rows: dict[str, dict] = {}
     for c in cases:
         row = rows.setdefault(c.category, {'questions': 0, 'right': 0})

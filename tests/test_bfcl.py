@@ -8,6 +8,7 @@ import pytest
 
 from actionstudio.assets import bfcl_files, fetch_wheel
 from actionstudio.bfcl import _ANY, _CALLS, _SILENT, bfcl, bfcl_verdict
+from actionstudio.bfcl_literals import LANGUAGES
 from actionstudio.formats.gold import first_allowed
 from actionstudio.schema import InputError
 
@@ -29,7 +30,8 @@ def checker():
         def valid(case, calls):
             if case.gold is None: return bool(calls) is (case.category in _ANY)
             made = [{c['name']: c['arguments']} for c in calls]
-            try: return ast_checker(case.functions, made, case.gold, Language.PYTHON, case.category, 'any')['valid']
+            language = {'simple_java': Language.JAVA, 'simple_javascript': Language.JAVASCRIPT}.get(case.category, Language.PYTHON)
+            try: return ast_checker(case.functions, made, case.gold, language, case.category, 'any')['valid']
             except (AttributeError, TypeError, KeyError): return False  # It falls over a value of a kind that it did not foresee
         yield valid
     finally:
@@ -47,8 +49,18 @@ def other(v, draw):
     return draw.choice(near)
 
 
+def true_calls(case):
+    if case.category in LANGUAGES: return [{'name': c.name, 'arguments': dict(c.arguments)} for c in case.run.conversation[-1].calls]
+    return [{'name': n, 'arguments': first_allowed(a)} for g in case.gold or () for n, a in g.items()]
+
+
+SOURCE = ['5', '5L', '5l', '-5', '5f', '2.5', '2.5e3F', '5n', 'true', 'TRUE', 'null', '"a"', "'a'", "'a", 'new int[]{1, 2}', 'new String[] { "a", "b" }', 'new int[]{}', 'new ArrayList<>()', 'new ArrayList<Integer>(Arrays.asList(1, 2))',
+          'new ArrayList<>() {{ add("a"); add(2); }}', 'new ArrayList<>() {{ }}', 'new HashMap<>()', 'new HashMap<>() {{ }}', 'new HashMap<String, Object>() {{put("a", 1); put("b", "x y");}}', 'new HashMap<>() { { put("k", true); } }',
+          'new HashMap<>() {', '[]', '[1, 2]', '["a", \'b\', c]', '[[1, 2], [3]]', 'new Array(1, "a")', 'new Array([1], [2])', '{}', '{"a": 1}', "{a: 'x', b: [1, 2], c: true}", '{"a": {"b": 1}}', '{a}', '{', '']
+
+
 def spoiled(case, draw):
-    calls = [{'name': n, 'arguments': first_allowed(a)} for g in case.gold or () for n, a in g.items()]
+    calls = true_calls(case)
     if not calls: return [{'name': case.functions[0]['name'], 'arguments': {}}] if case.functions and draw.random() < .5 else []
     for _ in range(draw.choice([1, 1, 2])):
         k, how = draw.randrange(len(calls)), draw.random()
@@ -59,7 +71,8 @@ def spoiled(case, draw):
         elif how < .2: calls[k]['name'] = draw.choice([calls[k]['name'].upper(), *(f['name'] for f in case.functions)])
         elif how < .3 and args: del args[draw.choice(list(args))]
         elif how < .35: args[draw.choice(['zq', *case.functions[0]['parameters']['properties']])] = 1
-        elif how < .55 and want: args.update({n: v for n in [draw.choice(list(want))] if want[n] and (v := first_allowed({n: [draw.choice(want[n])]}).get(n)) is not None})
+        elif how < .55 and want and case.category not in LANGUAGES: args.update({n: v for n in [draw.choice(list(want))] if want[n] and (v := first_allowed({n: [draw.choice(want[n])]}).get(n)) is not None})
+        elif args and case.category in LANGUAGES and draw.random() < .6: args[draw.choice(list(args))] = draw.choice(SOURCE)
         elif args: args.update({n: other(args[n], draw) for n in [draw.choice(list(args))]})
         if not calls: break
     return calls
@@ -69,7 +82,7 @@ def spoiled(case, draw):
 def test_verdicts_are_the_public_ones(checker, category):
     draw, seen = random.Random(category), set()
     for case in bfcl(bfcl_files((category,))[0]):
-        gold = [{'name': n, 'arguments': first_allowed(a)} for g in case.gold or () for n, a in g.items()]
+        gold = true_calls(case)
         for calls in [gold, gold[::-1], *(spoiled(case, draw) for _ in range(8))]:
             right = checker(case, calls)
             assert (bfcl_verdict(case, calls) == '') is right, (case.id, calls, bfcl_verdict(case, calls))

@@ -1,4 +1,5 @@
 "Write README.md from nbs/index.ipynb, without needing quarto."
+import re
 from pathlib import Path
 
 import nbformat
@@ -17,7 +18,7 @@ def main():
     nb.metadata['language_info'] = {'name': 'python'}
     text, _ = MarkdownExporter().from_notebook_node(nb)
     head = '<!-- Made from nbs/index.ipynb by tools/readme.py; edit the notebook. -->\n\n'
-    (root/'README.md').write_text(head + text.strip().replace('](images/', '](nbs/images/') + '\n', encoding='utf-8')
+    (root/'README.md').write_text(head + re.sub(r'\]\((?!\w+:)([\w/]+)\.html\)', r'](nbs/\1.ipynb)', text.strip().replace('](images/', '](nbs/images/')) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
