@@ -341,7 +341,7 @@ def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter
 @app.command()
 def evaluate(model: Annotated[str, typer.Argument(help='A model folder; with --base-url the name that the server knows.')],
              source: Annotated[Path, typer.Argument(help='Unified Format 2.0, where the last assistant turn is the truth; or what --suite reads.')], out: Out,
-             suite: Annotated[str, typer.Option(help='calls (runs of your own), bfcl (question files of the leaderboard), nexusraven or cases (topic, call, text).')] = 'calls',
+             suite: Annotated[str, typer.Option(help='calls (runs of your own), bfcl (question files of the leaderboard), bfcl_turns (its multi-turn files), nexusraven or cases (topic, call, text).')] = 'calls',
              judge: Annotated[Optional[str], typer.Option(help='Of cases: who reads the texts, by the name that its server knows.')] = None,
              judge_url: Annotated[Optional[str], typer.Option(help="The judge's server; OpenAI's own without it.")] = None,
              chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
