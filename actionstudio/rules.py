@@ -51,20 +51,21 @@ class Run:
 
     def once(self, make: Callable[['Run'], Any]) -> Any:
         "`make(self)`, worked out at the first question."
-        if make not in self._known: self._known[make] = make(self)
-        return self._known[make]
+        try: return self._known[make]
+        except KeyError: pass
+        return self._known.setdefault(make, make(self))
 
     @functools.cached_property
-    def said(self) -> list[str]: return [said(m) for m in self.messages]  # What each message says
+    def said(self) -> list[str]: return [m.content if isinstance(m.content, str) else said(m) for m in self.messages]  # What each message says
 
     @functools.cached_property
     def parts(self) -> list[tuple[list, str]]:  # (place, text) of all that is said: messages, thoughts, arguments as JSON
         thought = [(['conversation', i, 'reasoning_content'], m.reasoning_content) for i, m in enumerate(self.messages) if isinstance(m.reasoning_content, str)]
         return [(['conversation', i, 'content'], x) for i, x in enumerate(self.said) if x] + thought + [
-            (in_call(i, k, 'function', 'arguments'), msgspec.json.encode(c.function.arguments).decode()) for i, k, c in self.calls]
+            (['conversation', i, 'tool_calls', k, 'function', 'arguments'], msgspec.json.encode(c.function.arguments).decode()) for i, k, c in self.calls]
 
     @functools.cached_property
-    def raw(self) -> list[bytes]: return [x.encode(errors='replace') for _, x in self.parts]  # Their texts; half of a surrogate pair is replaced
+    def raw(self) -> list[bytes]: return [x.encode('utf-8', 'replace') for _, x in self.parts]  # Their texts; half of a surrogate pair is replaced
 
 # %% ../nbs/05_rules.ipynb #d0ba3933
 def in_call(i: int, k: int, *rest) -> list:  # Path of call `k` in message `i`, and further in
@@ -105,7 +106,7 @@ def where(
 ) -> list[tuple[list, str]]:      # (place, text), in the order of `run.parts`
     "The parts in which one of the words stands, in whatever case."
     seen = run.once(_sights)
-    return [run.parts[k] for k in sorted(set().union(*(ks for w, ks in seen.items() if w in words)))] if seen else []
+    return [run.parts[k] for k in sorted({k for w in seen if w in words for k in seen[w]})]
 
 def _sights(run: Run) -> dict[str, set[int]]:  # Word → parts in which it stands
     starts, out = list(itertools.accumulate((len(x) + 1 for x in run.raw), initial=0)), {}

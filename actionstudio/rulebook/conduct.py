@@ -11,26 +11,19 @@ from collections import Counter
 
 import msgspec
 
-from ..rules import Run, in_call, lookout, rule, said, where
+from .links import answers
+from ..rules import in_call, lookout, rule, said, where
 from ..schema import shown
-
-# %% ../../nbs/05d_rules_conduct.ipynb #dcdac5b0
-def _answers(run: Run) -> dict[tuple[int, int], tuple[int, str]]:  # (message, position) of a call → (message of its result, what it says)
-    waiting, out = {}, {}
-    for i, m in enumerate(run.messages):
-        if m.role == 'tool' and (place := waiting.pop(m.tool_call_id, None)): out[place] = i, run.said[i]
-        for k, c in enumerate(m.tool_calls or ()): waiting[c.id] = i, k
-    return out
 
 # %% ../../nbs/05d_rules_conduct.ipynb #f8efe129
 @rule('repeated-call', 'warning', 'A call is made again and brings nothing new')
 def _repeated(run):
-    names = Counter(c.function.name for _, _, c in run.calls)
-    keys = [(i, k, (c.name, msgspec.json.encode(c.arguments, order='deterministic'))) for i, k, c in run.calls if names[c.function.name] > 1]
+    names = Counter([c.function.name for _, _, c in run.calls])
+    keys = [(i, k, (c.function.name, msgspec.json.encode(c.function.arguments, order='deterministic'))) for i, k, c in run.calls if names[c.function.name] > 1]
     if len({key for _, _, key in keys}) == len(keys): return
-    seen, answers = {}, run.once(_answers)
+    seen, result = {}, answers(run)
     for i, k, key in keys:
-        now = answers.get((i, k), (0, None))[1]
+        now = run.said[result[i, k]] if (i, k) in result else None
         if (old := seen.get(key)) and (old[0] == i or (now is not None and now == old[2])):
             yield in_call(i, k), f'found the call and the result of conversation[{old[0]}].tool_calls[{old[1]}] again, expected something new'
         seen[key] = i, k, now
@@ -59,9 +52,9 @@ _REFUSED = re.compile(r'^\W*(?:wrong|incorrect|invalid|rejected|not (?:correct|a
 def _after_finish(run):
     ended = None
     if not any(c.function.name.lower() in _LAST for _, _, c in run.calls): return
-    answers = run.once(_answers)
+    results = answers(run)
     for i, k, c in run.calls:
-        result = answers.get((i, k), (0, ''))[1][:200]
+        result = run.said[results[i, k]][:200] if (i, k) in results else ''
         if ended is not None and i > ended and not any(m.role == 'user' for m in run.messages[ended:i]): yield in_call(i, k), f'found a call of {shown(c.name)}, expected none after conversation[{ended}] ended the task'
         elif c.name.lower() in _LAST and not _REFUSED.match(result) and not _ERROR.match(result): ended = i
 
@@ -74,7 +67,9 @@ _CLAIMED = lookout("i've", 'i’ve', 'i have', 'i just', 'has been', 'have been'
 @rule('unsupported-claim', 'warning', 'The assistant claims a deed, and no call before it succeeded')
 def _claim(run):
     if not run.t.tools: return
+    if not (claims := where(run, _CLAIMED)): return
     worked = next((i for i, _ in run.results if not _ERROR.match(run.said[i][:200])), len(run.messages))
-    for path, text in where(run, _CLAIMED):
+    for path, text in claims:
+        if path[1] > worked: continue
         m = run.messages[path[1]]
-        if path[1] < worked and path[2] == 'content' and m.role == 'assistant' and not m.tool_calls and (at := _CLAIM.search(text)): yield path, f'found {shown(at[0])}, expected a call that did it'
+        if path[2] == 'content' and m.role == 'assistant' and not m.tool_calls and (at := _CLAIM.search(text)): yield path, f'found {shown(at[0])}, expected a call that did it'

@@ -9,6 +9,7 @@ __all__ = []
 import functools
 import hashlib
 import re
+import string
 from typing import Iterator
 
 import msgspec
@@ -23,7 +24,7 @@ _DETECTORS = {'aws.AWSKeyDetector': ('AKIA', 'ASIA', 'ABIA', 'ACCA', 'A3T'), 'gi
               'sendgrid.SendGridDetector': ('SG.',), 'slack.SlackDetector': ('xox', 'hooks.slack'), 'stripe.StripeDetector': ('k_live_',), 'azure_storage_key.AzureStorageKeyDetector': ('AccountKey',),
               'basic_auth.BasicAuthDetector': ('://',)}
 _RARE = sorted({x for marks in _DETECTORS.values() for x in marks if len(x) > 2} - {'://'}) + [f'gh{x}_' for x in 'pousr'] + [f'gl{x}-' for x in ('pat', 'dt', 'ft', 'soat', 'rt')]
-_MARKS, _LINK, _AT = lookout(*(x.lower() for x in _RARE)), lookout('://'), lookout('@')
+_MARKS, _AT = lookout('://', *(x.lower() for x in _RARE)), lookout('@')
 
 @functools.cache
 def _detectors() -> list:
@@ -43,13 +44,24 @@ def _masked(text: str) -> str: return f'{text[:4]}… ({len(text)} characters)' 
 
 @rule('secret', 'error', 'A key, token or password')
 def _secret(run) -> Iterator[tuple]:
-    for path, text in where(run, _MARKS | _LINK):
+    for path, text in where(run, _MARKS):
         if ('://' in text and '@' in text) or any(x in text for x in _RARE):
             for d in _detectors():
                 for hit in {x for line in text.splitlines() for x in d.analyze_string(line) if not _sample(x)}: yield path, f'found {_masked(hit)}, {d.secret_type}, expected none'
 
+# %% ../../nbs/05f_rules_data.ipynb #e3a1f0c4
+_NAME, _DOMAIN = re.compile(r'\b[\w.+-]{1,64}\Z'), re.compile(r'[\w-]+\.[a-zA-Z]{2,}\b')
+
+def _emails(text: str) -> Iterator[str]:  # One look on either side of each @
+    end, at = 0, text.find('@')
+    while at >= 0:
+        if (domain := _DOMAIN.match(text, at + 1)) and (name := _NAME.search(text, max(end, at - 64), at)):
+            end = domain.end()
+            yield text[name.start():end]
+        at = text.find('@', at + 1)
+
 # %% ../../nbs/05f_rules_data.ipynb #d5f0442b
-_EMAIL, _CARD, _SSN = re.compile(r'\b[\w.+-]{1,64}@[\w-]+\.[a-zA-Z]{2,}\b'), re.compile(r'\b(?:[0-9][ -]?){12,18}[0-9]\b'), re.compile(r'\b(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}\b')
+_CARD, _SSN = re.compile(r'\b(?:[0-9][ -]?){12,18}[0-9]\b'), re.compile(r'\b(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}\b')
 _IBAN = re.compile(r'\b[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}\b')
 
 def _luhn(text: str) -> bool:
@@ -58,15 +70,17 @@ def _luhn(text: str) -> bool:
 
 def _iban(text: str) -> bool: return int(''.join(str(int(c, 36)) for c in text[4:] + text[:4])) % 97 == 1
 
-_FORMS = bytes(48 if 48 <= b < 58 else 65 if 65 <= b < 91 else b if b in b' -' else 120 for b in range(256))  # A digit → 0, a capital → A, space and dash stay, all else → x
-_LONG, _CODE = re.compile(rb'0[0 -]{11,}0'), re.compile(rb'AA00[A0]{11}')
+def _zeros(like: str) -> bytes: return bytes(48 if chr(b) in string.digits + like else 120 for b in range(256))  # A table: digits and what is `like` them → 0, all else → x
 
-def _possible(raw: bytes) -> bool:  # Whether a card, social security number or IBAN can stand in a text at all
-    forms = raw.translate(_FORMS)
-    return b'000-00-0000' in forms or bool(_LONG.search(forms) or _CODE.search(forms))
+_DASHED, _SPACED, _CAPITALS = _zeros('-'), _zeros('- '), _zeros(string.ascii_uppercase)
+
+def _possible(raw: bytes) -> bool:  # Whether a social security number (11 places), a card (13) or an IBAN (15) can stand in a text at all
+    spaced = raw.translate(_SPACED)
+    if b'0' * 11 in spaced and (b'0' * 13 in spaced or b'0' * 11 in raw.translate(_DASHED)): return True
+    return b'0' * 15 in raw.translate(_CAPITALS)
 
 def _personal(text: str, numbers: bool) -> Iterator[tuple[str, str]]:  # (kind, what); e-mail addresses alone if not `numbers`
-    if '@' in text: yield from (('e-mail address', x) for word in text.split() if '@' in word for x in _EMAIL.findall(word))
+    yield from (('e-mail address', x) for x in _emails(text))
     if not numbers: return
     if '-' in text: yield from (('social security number', x) for x in _SSN.findall(text))
     yield from (('payment card', x) for x in _CARD.findall(text) if _luhn(x))
@@ -84,7 +98,7 @@ def _personal_data(run) -> Iterator[tuple]:
 @rule('id-collision', 'note', 'Another record of the source has the same id; conversion told them apart')
 def _collision(run):
     old = ((run.t.meta or {}).get('provenance') or {})
-    if isinstance(old, dict) and run.t.id.startswith(f"{old.get('id')}#"): yield ['unique_trajectory_id'], f'found the id {old["id"]!r} in an earlier record too, expected ids that differ'
+    if '#' in run.t.id and isinstance(old, dict) and 'id' in old and run.t.id.startswith(f"{old.get('id')}#"): yield ['unique_trajectory_id'], f'found the id {old["id"]!r} in an earlier record too, expected ids that differ'
 
 @rule('duplicate', 'warning', 'An earlier run has the same messages and tools', over='data')
 def _duplicate():

@@ -29,8 +29,8 @@ class _Fixed:  # The system text and the tools, in lower case; many runs share t
 @functools.lru_cache(maxsize=512)
 def _fixed(instruction: str, tools: str) -> _Fixed: return _Fixed(f'{instruction.lower()}\n{tools}\n')
 
-class _Heard:  # What one call may draw on
-    def __init__(self, fixed: _Fixed, text: str, end: int): self.fixed, self.text, self.end = fixed, text, end
+class _Heard:  # What a call may draw on, the text up to `end`; a value that was found stands there for later calls too
+    def __init__(self, fixed: _Fixed, text: str): self.fixed, self.text, self.end, self.found = fixed, text, 0, set()
     def any(self, what: Callable, *args) -> bool: return what(*args, self.text, self.end) or self.fixed.once(what, *args)
 
 def _talk(run: Run) -> tuple[str, list[int]]:  # (what users and results say, and the proposals that a user has answered, in lower case; how much of it precedes each message)
@@ -40,9 +40,8 @@ def _talk(run: Run) -> tuple[str, list[int]]:  # (what users and results say, an
         if m.role == 'assistant':
             if not m.tool_calls: kept.append(words)
             continue
-        new = [*kept, words] if m.role == 'user' else [words]
-        if m.role == 'user': kept = []
-        for x in new: parts.append(x.lower()); size += len(parts[-1]) + 1
+        if kept and m.role == 'user': words, kept = '\n'.join([*kept, words]), []
+        parts.append(words.lower()); size += len(parts[-1]) + 1
     return '\n'.join([*parts, '']), ends
 
 # %% ../../nbs/05e_rules_grounding.ipynb #53f5b077
@@ -54,9 +53,11 @@ _FACTORS = 12, 60, 100, 1000
 def _has(word: str, text: str, end: int) -> bool: return text.find(word, 0, end) >= 0
 
 def _stands(word: str, text: str, end: int) -> bool:  # As a whole word
-    for at in _places(text, word, end):
+    at = text.rfind(word, 0, end)  # From the end: what a call takes up was mostly said last
+    while at >= 0:
         after = at + len(word)
         if not (at and text[at - 1].isalnum() and word[0].isalnum()) and not (after < len(text) and text[after].isalnum() and word[-1].isalnum()): return True
+        at = text.rfind(word, 0, after - 1)
     return False
 
 def _places(text: str, word: str, end: int) -> Iterator[int]:
@@ -65,10 +66,18 @@ def _places(text: str, word: str, end: int) -> Iterator[int]:
         yield at
         at = text.find(word, at + 1, end)
 
+def _forms(x: float) -> Iterator[str]:  # As it may be written, the likeliest first
+    whole = x == int(x)
+    yield (first := str(int(x)) if whole else f'{x:.2f}')
+    yield from {f'{int(x):,}' if whole else f'{x:,.2f}', f'{x:g}' if x < 1e6 else str(x), str(x)} - {first}
+
 def _number(v: float, heard: _Heard) -> bool:
-    if abs(v) <= 10 and v == int(v): return True
-    forms = lambda x: {f'{x:g}' if abs(x) < 1e6 else str(x), str(int(x)) if x == int(x) else f'{x:.2f}', f'{int(x):,}' if x == int(x) else f'{x:,.2f}', str(x)}
-    if any(heard.any(_stands, f) for f in forms(abs(v))) or (v in _NAMED and heard.any(_stands, _NAMED[v])): return True
+    if (abs(v) <= 10 and v == int(v)) or v in heard.found: return True
+    if _derived(v, heard): heard.found.add(v)
+    return v in heard.found
+
+def _derived(v: float, heard: _Heard) -> bool:
+    if any(heard.any(_stands, f) for f in _forms(abs(v))) or (v in _NAMED and heard.any(_stands, _NAMED[v])): return True
     if v >= 1000 and v % 1000 == 0 and any(heard.any(_stands, f'{int(v) // 1000}{k}') for k in ('k', ' thousand')): return True
     near = [v * f for f in _FACTORS] + [v / f for f in _FACTORS if v % f == 0 or v != int(v)]
     return any(abs(x) > 10 and heard.any(_stands, f'{x:g}') for x in near) or (0 < v < 1 and heard.any(_stands, f'{v * 100:g}%')) or heard.any(_worth, abs(v))
@@ -121,7 +130,7 @@ def _relative(text: str) -> float:  # Where the first such word ends; messages e
     return min((x.end() for x in near if x), default=math.inf)
 
 # %% ../../nbs/05e_rules_grounding.ipynb #1a2b37af
-_WORD, _CODE = re.compile(r'[^\W_]+'), re.compile('[A-Z]{2,3}')
+_WORD, _CODE, _COMPOSED = re.compile(r'[^\W_]+'), re.compile('[A-Z]{2,3}'), re.compile(r'(?:[^\W_]++[\W_]++){7}[^\W_]')
 _SUM, _FIGURE = re.compile(r'[\d.]+(?:[()+*/ -]+[\d.]+)+\)*|\([\d.()+*/ -]+'), re.compile(r'\d+(?:\.\d+)?')
 _LANGUAGES: dict[str, set[str]] = {}
 for _name, _place in locale.locale_alias.items():  # french → fr_FR.ISO8859-1
@@ -130,13 +139,15 @@ for _name, _place in locale.locale_alias.items():  # french → fr_FR.ISO8859-1
 def _text(v: str, heard: _Heard) -> bool:
     v = v.strip()
     low = v.lower()
-    if len(low) < 2 or heard.any(_stands if len(low) < 6 or low.isdigit() else _has, low) or _CODE.fullmatch(v): return True
+    if len(low) < 2 or (low[0].isalpha() and _COMPOSED.match(low)): return True
+    how = _stands if len(low) < 6 or low.isdigit() else _has
+    if how(low, heard.text, heard.end) or heard.fixed.once(how, low) or _CODE.fullmatch(v): return True
     if low[0].isdigit() and (found := _DATE.match(low)):
         a, b = (int(x) for x in found.groups() if x)
         return heard.any(_date, a, b) or (found[3] is not None and heard.any(_date, b, a))
     if found := _CLOCK.match(low): return heard.any(_time, int(found[1]), int(found[2]))
     if low in _LANGUAGES: return any(heard.any(_stands, x) for x in _LANGUAGES[low])
-    if _SUM.fullmatch(low): return all(_number(float(x), heard) for x in _FIGURE.findall(low))
+    if _SUM.fullmatch(low): return all(_number(float(x), heard) for x in dict.fromkeys(_FIGURE.findall(low)))
     words = _WORD.findall(low)
     if not words or len(words) >= 8: return True
     if len(words) == 1 and (n := _value(low)) is not None: return _number(n, heard)
@@ -151,10 +162,12 @@ def _value(text: str) -> float | None:
 def _ungrounded(run) -> Iterator[tuple]:
     if not run.calls or not run.t.tools: return
     box, (text, ends) = toolbox(run), run.once(_talk)
-    fixed = _fixed(run.t.task_instruction, box.text)
+    heard = _Heard(_fixed(run.t.task_instruction, box.text), text)
     for i, k, c in run.calls:
         if c.function.name not in box.checks: continue
-        heard = _Heard(fixed, text, ends[i])
+        heard.end = ends[i]
         for path, v in leaves(c.function.arguments, []):
-            if not (_text(v, heard) if isinstance(v, str) else v is None or isinstance(v, bool) or _number(v, heard)):
-                yield in_call(i, k, 'function', 'arguments', *path), f'found {shown(v)}, expected a value that was said, returned or declared before'
+            if v is None or isinstance(v, bool) or v in heard.found: continue
+            if not isinstance(v, str): good = _number(v, heard)
+            elif good := _text(v, heard): heard.found.add(v)
+            if not good: yield in_call(i, k, 'function', 'arguments', *path), f'found {shown(v)}, expected a value that was said, returned or declared before'

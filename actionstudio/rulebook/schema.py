@@ -64,6 +64,7 @@ class Toolbox:
         self.names = [f['name'] for f in self.tools]
         self.checks = {f['name']: _compiled(msgspec.json.encode(f.get('parameters') or {})) for f in self.tools}
         self.schemas = {f['name']: f.get('parameters') or {} for f in self.tools}
+        self.bad = [(k, name, why) for k, name in enumerate(self.names) if isinstance(why := self.checks[name], str)]
         self.twice = [n for n, k in Counter(self.names).items() if k > 1]
         self.text = msgspec.json.encode(self.tools).decode().lower()
 
@@ -83,9 +84,7 @@ def _toolbox(run):
 # %% ../../nbs/05a_rules_schema.ipynb #f4a2bffb
 @rule('invalid-schema', 'error', 'A tool declares parameters that are no JSON Schema')
 def _invalid_schema(run):
-    box = toolbox(run)
-    for k, name in enumerate(box.names):
-        if isinstance(why := box.checks[name], str): yield ['tools', k, 'function', 'parameters'], f'{name}: {why}'
+    for k, name, why in toolbox(run).bad: yield ['tools', k, 'function', 'parameters'], f'{name}: {why}'
 
 @rule('duplicate-tool', 'warning', 'Two tools share a name')
 def _duplicate_tool(run):

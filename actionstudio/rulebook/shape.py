@@ -50,8 +50,6 @@ _OPEN = re.compile(r'\b(?:the|an?|of|to|and|or|in|on|at|for|with|from|by|your|my
 _LISTED = re.compile(r'(\s*)([-*•#>|`]|\d+[.)])\s')
 _SIGNED = re.compile(r'["”’\'*]\s*[-–—~]\s*[A-Z][^.!?]{0,60}$|\bhttps?://\S+$|^[A-Z][\w ]{0,40}: ?[\w*-]+(?: \w+)?$')
 
-def _bare(text: str) -> bool: return text[-1:].isalnum() or text[-1:] in tuple(',;-–')
-
 def _broken(text: str) -> bool:  # No text ends so
     last = text[text.rfind('\n') + 1:]
     return text[-1] in ',;' or bool(_OPEN.search(text)) or last.count('**') % 2 == 1 or last.count('(') > last.count(')')
@@ -67,12 +65,12 @@ def _reason(text: str) -> bool:  # The last line may well end on a letter
 
 @rule('truncated-text', 'warning', "The assistant's text breaks off")
 def _truncated(run):
-    texts = {i: m.content.rstrip() for i, m in enumerate(run.messages) if m.role == 'assistant' and not m.tool_calls and isinstance(m.content, str) and m.content.strip()}
-    fenced, bare = {path[1] for path, _ in where(run, _FENCE)}, [i for i, text in texts.items() if _bare(text)]
+    texts = {i: text for i, m in enumerate(run.messages) if m.role == 'assistant' and not m.tool_calls and isinstance(m.content, str) and (text := m.content.rstrip())}
+    fenced, bare = {path[1] for path, _ in where(run, _FENCE)}, {i for i, text in texts.items() if text[-1].isalnum() or text[-1] in ',;-–'}
+    others, habit = len(texts) - 1, len(bare) - 1
     for i, text in texts.items():
-        others, habit = len(texts) - 1, len(bare) - 1
         if i in fenced and text.count('```') % 2: yield ['conversation', i, 'content'], 'found a code fence that is not closed, expected its end'
-        elif text[0] in '{[' and any(text.count(a) > text.count(b) for a, b in ('{}', '[]')): yield ['conversation', i, 'content'], f'found JSON that ends on {shown(text[-40:])}, expected its closing bracket'
+        elif text[0] in ('{', '[') and any(text.count(a) > text.count(b) for a, b in ('{}', '[]')): yield ['conversation', i, 'content'], f'found JSON that ends on {shown(text[-40:])}, expected its closing bracket'
         elif i not in bare or text[-1].isdigit() or len(text.split()) < (4 if _broken(text) else 6): continue
         elif _broken(text) or (habit * 2 <= others and ((others > 2 and not habit) or not _reason(text))):
             yield ['conversation', i, 'content'], f'found the end {shown(text[-40:])}, expected the end of a sentence'
