@@ -238,7 +238,8 @@ async def _all_of(self, tasks: Iterable[Callable[['Asker'], Awaitable]]) -> Coun
         for task in stream:
             try: await task(self)
             except NoAnswer as e:
-                failed[e.code] += 1; last[:] = [str(e)]
+                failed[e.code] += 1
+                if e.code != 'stopped' or not last: last[:] = [str(e)]  # The cause, not that it was given up
                 if e.code in _FATAL or e.code == 'stopped': break
     try: await asyncio.gather(*(work() for _ in range(self.endpoint.concurrency)))
     finally:

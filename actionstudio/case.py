@@ -75,6 +75,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: int  # Index in `conversation`
     score: Score
 
+# %% ../nbs/06_case.ipynb #c0a1b302
 class Scores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "The rubric's items."
     correctness: Score
@@ -82,6 +83,7 @@ class Scores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool_use: Score
     overall: Score
 
+# %% ../nbs/06_case.ipynb #c0a1b304
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "A judge's whole answer."
     claims: list[Claim]

@@ -69,20 +69,21 @@ def _one(t: Trajectory, watch, repair: bool, known: set, counts, keep, remove, n
         mend({'id': t.id, 'repairs': done})
         found = watch.run(t)
     found += watch.data(t)
-    new = [f for f in found if not known or _key(t.id, f) not in known]
-    for f in found: note({'id': t.id, 'rule': f.rule, 'severity': f.severity, 'path': f.path, 'message': f.message, 'fixable': f.fix is not None})
+    fresh = [not known or _key(t.id, f) not in known for f in found]
+    for f, new in zip(found, fresh): note({'id': t.id, 'rule': f.rule, 'severity': f.severity, 'path': f.path, 'message': f.message, 'fixable': f.fix is not None, 'new': new})
     bad = next((f for f in found if f.severity == 'error'), None)
-    counts.add(t, found, new, done, bad)
+    counts.add(t, found, [f for f, new in zip(found, fresh) if new], done, bad)
     if bad: remove(Rejected(reason=bad.rule, message=f'{t.id}: {bad.path}: {bad.message}', place=t.id, id=t.id, raw=t.to_dict()))
     else: keep(t)
 
 # %% ../nbs/05g_check_file.ipynb #f447a0e4
+def _wanted(r, select, ignore) -> bool: return bool((select is None or {r.code, r.group} & {*select}) and not {r.code, r.group} & {*ignore})
+
 class _Watch:  # The rules of one pass
     def __init__(self, select, ignore):
         self.select, self.ignore = select, tuple(ignore)
         known_names({*(select or ()), *ignore}, 'rule')
-        wanted = lambda r: (select is None or {r.code, r.group} & {*select}) and not {r.code, r.group} & {*ignore}
-        self.over = [(r, r.find()) for r in rules().values() if r.over == 'data' and wanted(r)]
+        self.over = [(r, r.find()) for r in rules().values() if r.over == 'data' and _wanted(r, select, ignore)]
 
     def run(self, t): return check(t, self.select, self.ignore)
     def data(self, t):
@@ -111,6 +112,11 @@ def failing(
     fail_on: Iterable[str],  # Rules, groups, severities, or `any`
 ) -> dict[str, int]:         # Rule → new findings of it
     "The rules that should end a command with exit code 1."
-    known_names(fail_on, '--fail-on', ('any', 'error', 'warning', 'note'))
+    known_names(fail_on, '--fail-on', _ALWAYS)
+    made = report['made_by']
+    ran = {x for r in rules().values() if _wanted(r, made['select'], made['ignore']) for x in (r.code, r.group)}
+    if off := sorted({*fail_on} - ran - {*_ALWAYS}): raise InputError(f'--fail-on {off[0]!r}: found no such rule among those that run, expected one that --select and --ignore leave')
     hit = lambda code: {'any', code, rules()[code].group, rules()[code].severity} & set(fail_on)
     return {code: n for code, n in report['new'].items() if n and hit(code)}
+
+_ALWAYS = 'any', 'error', 'warning', 'note'

@@ -18,6 +18,7 @@ import msgspec
 from .agreement import Agreement, agreement_of
 from .ask import Answers, Asker, Budget, Endpoint, Forecast, hash_of
 from .case import ITEMS, read_exemplars, read_rubric
+from .check_file import data_in
 from .critique import Critic, Critique
 from .record import Record, read_record
 from .schema import InputError, Trajectory
@@ -133,7 +134,7 @@ def critics_for(models: list[str], answers: Answers, endpoint: Endpoint, options
 
 # %% ../nbs/06a_keep.ipynb #3eec8a33
 def critique_file(
-    source: str | Path,               # Unified Format 2.0
+    source: str | Path,               # Unified Format 2.0, or a folder with it
     out: str | Path,                  # Gets `kept.jsonl`, `removed.jsonl`, `critiques.jsonl`, `steps.png`, `report.json`
     models: list[str],                # One judge each
     endpoint: Endpoint = Endpoint(),
@@ -145,7 +146,7 @@ def critique_file(
     **asking,                         # As for `critics_for`: options, price, budget, rubric, exemplars, no_exemplars, mode
 ) -> dict | Forecast:                 # The report: `records_in == records_out + sum(removed.values())`; or the forecast
     "Judge a file and keep what a model should learn. Raises `Unfinished` where answers are missing; the same call goes on."
-    source_file(source)
+    source_file(source := data_in(source))
     policy = policy if isinstance(policy, Policy) else read_record(Policy, policy) if policy else Policy()
     with closing(Answers(answers or Path(out).absolute().parent/'answers.sqlite')) as kept:
         critics = critics_for(models, kept, endpoint, **asking)

@@ -72,6 +72,7 @@ def in_call(i: int, k: int, *rest) -> list:  # Path of call `k` in message `i`, 
     "A call's place."
     return ['conversation', i, 'tool_calls', k, *rest]
 
+# %% ../nbs/05_rules.ipynb #c0a1b202
 def leaves(value, path: list) -> Iterator[tuple[list, Any]]:
     "The strings, numbers and so on inside a JSON value, each with its path."
     if not isinstance(value, (dict, list)): yield path, value; return
@@ -79,6 +80,7 @@ def leaves(value, path: list) -> Iterator[tuple[list, Any]]:
         if isinstance(v, (dict, list)): yield from leaves(v, [*path, k])
         else: yield [*path, k], v
 
+# %% ../nbs/05_rules.ipynb #c0a1b203
 def said(m: Message) -> str:
     "What a message says, as text: content parts joined, other JSON as it is written."
     if isinstance(m.content, str): return m.content
@@ -187,7 +189,7 @@ def _found(run: Run, use: list[Rule], side: str = '', first: int = 0) -> Iterato
 
 def _moved(place: list, side: str, first: int) -> list: return [side, place[1] - first, *place[2:]] if side else place
 
-# %% ../nbs/05_rules.ipynb #2ac5d9b3
+# %% ../nbs/05_rules.ipynb #c0a1b205
 class Repair(msgspec.Struct, frozen=True):
     "One repair that was made."
     rule: str
@@ -195,6 +197,7 @@ class Repair(msgspec.Struct, frozen=True):
     before: Any
     after: Any
 
+# %% ../nbs/05_rules.ipynb #c0a1b207
 def fix(
     t: Trajectory,
     findings: list[Finding],       # From `check`
@@ -206,14 +209,15 @@ def fix(
         done.append(Repair(f.rule, f.fix.path, _put(d, f.fix.path, f.fix.value), f.fix.value))
     return Trajectory.from_dict(d), done
 
-def undo(t: Trajectory, repairs: list[Repair]) -> Trajectory:
-    "The run as it was before `fix`."
-    d = msgspec.json.decode(msgspec.json.encode(t.to_dict()))
-    for r in repairs: _put(d, r.path, r.before)
-    return Trajectory.from_dict(d)
-
 def _put(d: dict, path: list, value) -> Any:  # What stood there
     *way, last = path
     at = functools.reduce(lambda at, key: at[key], way, d)
     before, at[last] = at[last], value
     return before
+
+# %% ../nbs/05_rules.ipynb #c0a1b209
+def undo(t: Trajectory, repairs: list[Repair]) -> Trajectory:
+    "The run as it was before `fix`."
+    d = msgspec.json.decode(msgspec.json.encode(t.to_dict()))
+    for r in repairs: _put(d, r.path, r.before)
+    return Trajectory.from_dict(d)
