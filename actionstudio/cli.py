@@ -97,11 +97,11 @@ def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a 
           ignore: Annotated[Optional[list[str]], typer.Option(help='Rules or groups to leave out.')] = None,
           fix: Annotated[bool, typer.Option('--fix', help='Apply the safe repairs first; repaired.jsonl says what stood there.')] = False,
           fail_on: Annotated[Optional[list[str]], typer.Option(help='Rules, groups or severities (error, warning, note, any) whose new findings end the command with exit code 1.')] = None,
-          baseline: Annotated[Optional[Path], typer.Option(help='An earlier check: its findings are known and cannot fail.')] = None,
+          baseline: Annotated[Optional[Path], typer.Option(help='An earlier check: its findings are known; they are not shown and cannot fail.')] = None,
           lines: Annotated[int, typer.Option(min=0, help='Findings to print, errors first and at most three of a rule; all are in findings.jsonl.')] = 20, force: Force = False,
           explain: Annotated[Optional[str], typer.Option(help='Say what a rule means, with an example; of a group, or of `all`, one line a rule.', callback=_explain, is_eager=True)] = None):
     "Check trajectories against the rules; those with an error are removed.\n\nExample: actionstudio check out/data --out out/checked"
-    if fail_on: _call('check_file:failing', {'new': {}}, fail_on)
+    if fail_on: _call('check_file:failing', {'new': {}, 'made_by': {'select': select, 'ignore': ignore or []}}, fail_on)
     report = _call('check_file:check_file', source, out, select, ignore or [], fix, force, progress, baseline)
     _print_findings(out, lines)
     _print_rules(report)
@@ -110,19 +110,23 @@ def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a 
     if hit := _call('check_file:failing', report, fail_on or []): _fail(f"found {', '.join(f'{n} × {code}' for code, n in hit.items())}, as --fail-on asked")
 
 def _print_findings(out: Path, lines: int) -> None:
-    seen, kept, n = {}, {'error': [], 'warning': []}, 0
+    seen, kept, n, known = {}, {'error': [], 'warning': []}, 0, 0
     for f in _call('store:read', out/'findings.jsonl'):
-        if f['severity'] == 'note': continue
+        known += not (new := f.get('new', True))  # Files of older versions lack it
+        if f['severity'] == 'note' or not new: continue
         n, seen[f['rule']] = n + 1, seen.get(f['rule'], 0) + 1
         if seen[f['rule']] <= 3: kept[f['severity']].append(f"{f['id']}: {f['path']}: {f['severity']} {f['rule']}: {f['message']}{' (fixable)' * f['fixable']}")
     chosen = (kept['error'] + kept['warning'])[:lines]
     for line in chosen: _out.print(line, soft_wrap=True, highlight=False, markup=False)
-    if n > len(chosen): _out.print(f'… {n - len(chosen):,} more in {out}/findings.jsonl', soft_wrap=True, highlight=False, markup=False)
+    more = [f'{n - len(chosen):,} more in {out}/findings.jsonl'] * (n > len(chosen)) + [f'{known:,} of the baseline are not shown'] * bool(known)
+    if more: _out.print(f"… {', '.join(more)}", soft_wrap=True, highlight=False, markup=False)
 
 def _print_rules(report: dict) -> None:
-    known, table = _call('rules:rules'), Table('rule', 'severity', 'findings', 'runs removed', 'repaired', caption='What a rule means: actionstudio check --explain RULE', caption_justify='left')
+    columns = {'findings': 'findings', 'new': 'new', 'runs removed': 'removed', 'repaired': 'repaired'}
+    if 'baseline' not in report['made_by']: del columns['new']
+    known, table = _call('rules:rules'), Table('rule', 'severity', *columns, caption='What a rule means: actionstudio check --explain RULE', caption_justify='left')
     order = sorted(report['findings'], key=lambda code: (('error', 'warning', 'note').index(known[code].severity), -report['findings'][code]))
-    for code in order: table.add_row(code, known[code].severity, *(_number(report[k][code]) if report[k].get(code) else '' for k in ('findings', 'removed', 'repaired')))
+    for code in order: table.add_row(code, known[code].severity, *(_number(report[k][code]) if report[k].get(code) else '' for k in columns.values()))
     if order: _out.print(table)
 
 def _print_sources(sources: dict[str, dict], most: int = 15) -> None:  # Those that lose most; what they are found to have most often
@@ -160,7 +164,7 @@ def _frame(df):  # As wide as it is: a table that is cut to the window is not ex
 
 # %% ../nbs/50_cli.ipynb #c1c4171e
 @app.command()
-def critique(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], out: Out,
+def critique(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a folder that convert or check made.')], out: Out,
              model: Annotated[list[str], typer.Option(help='A judge, by the name that its server knows; several judge together.')],
              base_url: Annotated[Optional[str], typer.Option(help="An OpenAI-compatible endpoint; without it OpenAI's own.")] = None,
              key_env: Annotated[str, typer.Option(help='The environment variable that holds the key.')] = 'OPENAI_API_KEY',
@@ -177,7 +181,7 @@ def critique(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')]
              timeout: Annotated[float, typer.Option(help='Seconds for one attempt.')] = 120, retries: Annotated[int, typer.Option(min=0, help='After the first attempt.')] = 6,
              answers: Annotated[Optional[Path], typer.Option(help='The file of answers; answers.sqlite beside --out without it.')] = None,
              dry_run: Annotated[bool, typer.Option('--dry-run', help='Say what it would cost; send nothing.')] = False, force: Force = False):
-    "Let judges score every step of every run, with evidence, and keep what should be learned; the same command goes on after a kill.\n\nExample: actionstudio critique out/checked/kept.jsonl --model qwen --base-url http://localhost:8000/v1 --out out/critiqued --dry-run"
+    "Let judges score every step of every run, with evidence, and keep what should be learned; the same command goes on after a kill.\n\nExample: actionstudio critique out/checked --model qwen --base-url http://localhost:8000/v1 --out out/critiqued --dry-run"
     from actionstudio.ask import Endpoint, Unfinished
     endpoint = Endpoint(base_url=base_url, key_env=key_env, concurrency=concurrency, per_minute=per_minute, timeout=timeout, retries=retries)
     asking = dict(rubric=rubric, exemplars=exemplars, no_exemplars=no_exemplars, mode=mode, options=_json('--options', options), price=_price(price), budget=budget)
@@ -185,7 +189,7 @@ def critique(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')]
     except Unfinished as e:
         if 'budget' not in e.why: raise
         _fail(str(e))
-    if dry_run: return show({f: getattr(report, f) for f in report.__struct_fields__}, 'critique, if it were run')
+    if dry_run: return show({f: getattr(report, f) for f in report.__struct_fields__} | ({} if price else dict.fromkeys(('cost', 'at_most'), 'unknown without --price')), 'critique, if it were run')
     show(report | {'steps': {f'{s}, {k}': n for s, c in report['steps'].items() for k, n in c.items()}, 'lines': {}, 'agreement': {}}, f'critique → {out}')
     for who, found in report['agreement'].items(): _agreements(who, found)
 
