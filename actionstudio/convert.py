@@ -238,17 +238,17 @@ class Report(msgspec.Struct, kw_only=True, repr_omit_defaults=True):
 
     def add(self, d: dict, record: dict):
         "Count one trajectory (as a dict) and the raw record that it comes from."
+        talk, raw = d['conversation'], d['meta'].get('raw') or ()
         self.records_out += 1
-        self.messages += len(d['conversation']); self.tools += len(d['tools'])
-        for m in d['conversation']:
+        self.messages += len(talk); self.tools += len(d['tools'])
+        for m in talk:
             if len(m) == 2 and 'content' in m: continue  # Beside it a role, and nothing to count
             if calls := m.get('tool_calls'): self.calls += len(calls); self.parallel_turns += len(calls) > 1
             if m['role'] == 'tool': self.results += 1
-            if not m.keys() <= _FIELDS: self.kept.update(f'conversation[].{k}' for k in m if k not in _FIELDS)
-        raw = d['meta'].get('raw')
+            if not _FIELDS.issuperset(m): self.kept.update(f'conversation[].{k}' for k in m if k not in _FIELDS)
         for k in raw if isinstance(raw, dict) else (): self.kept[f'$.{k}'] += 1
         for k in record:
-            if not raw or k not in raw: self.carried[f'$.{k}'] += 1
+            if k not in raw: self.carried[f'$.{k}'] += 1
 
     def infer(self, found: Inferred):
         "Count tools that were inferred."
@@ -347,7 +347,7 @@ def converting(
 # %% ../nbs/02_convert.ipynb #fbceee09
 LIFTED = '…lifted'  # Where a converter leaves its counts of rewritten schema types, beside the record's own fields
 
-def _convert_one(record, chosen, fallback, place, source, report, path=None, encode=None):  # What `encode` makes of a valid run, or `Rejected`
+def _convert_one(record, chosen, fallback, place, source, report, path=None, encode=None):  # A valid run, or its id once `encode` has written it; or `Rejected`
     report.records_in += 1
     if isinstance(record, Rejected): report.rejected[record.reason] += 1; return record
     try:
@@ -360,8 +360,9 @@ def _convert_one(record, chosen, fallback, place, source, report, path=None, enc
         meta = d.get('meta', {}); old = meta.get('provenance', {})
         origin = {"format": f.name, "place": place} | (old if isinstance(old, dict) else {"original": old})
         d['meta'] = {"source": source} | meta | {"provenance": origin}
-        out = (d['unique_trajectory_id'], encode(d)) if encode else d
-        report.lifted.update(lifted); report.formats[f.name] += 1; report.add(d, record)
+        out = encode(d) or d['unique_trajectory_id'] if encode else d
+        if lifted: report.lifted.update(lifted)
+        report.formats[f.name] += 1; report.add(d, record)
         return out
     except Reject as e: reason, message = e.reason, str(e)
     except InputError as e: reason, message = 'invalid', str(e)
@@ -405,11 +406,13 @@ class Export(msgspec.Struct):
     records: list[dict]
     lost: Counter  # Field → number of records that lost something of it
 
+# %% ../nbs/02_convert.ipynb #2d8a3eb1
 def exports(name: str):
     "Register the decorated function as the exporter of a format: trajectory → (record, lost fields)."
     def keep(f): _REGISTRY[name].export = f; return f
     return keep
 
+# %% ../nbs/02_convert.ipynb #2d8a3eb2
 def export(
     trajectories: Iterable[Trajectory],
     format: str,  # A name from `formats()` that has an exporter
@@ -511,8 +514,8 @@ def _jobs(files, format: str, limit: int | None = None) -> Iterator[_Job]:
 class _Done(msgspec.Struct):
     source: str
     ids: list[str]   # Of the trajectories
-    lines: bytes | memoryview  # They, as JSON
-    rejected: bytes  # The others, as lines
+    lines: bytes | bytearray | memoryview  # They, as JSON
+    rejected: bytearray  # The others, as lines
     report: Report
 
 @contextmanager
@@ -521,34 +524,43 @@ def _no_cycles():  # Records are trees: counting references frees them, and a se
     try: yield
     finally: gc.enable() if was else None
 
+class _Lines:  # JSON written where it will stand: no copy for each record
+    def __init__(self): self.buffer, self.write = bytearray(), msgspec.json.Encoder().encode_into
+    def add(self, x):
+        at = len(self.buffer)
+        try: self.write(x, self.buffer, at)
+        except BaseException: del self.buffer[at:]; raise
+        self.buffer += b'\n'
+    def text(self) -> bytearray: del self.buffer[-1:]; return self.buffer  # Without the last end
+
 @_no_cycles()
 def _work(job: _Job, format: str) -> _Done:
-    start, path, encode = time.perf_counter(), Path(job.block.path), msgspec.json.Encoder().encode
-    stem, chosen, report, ids, lines, rejected = path.stem, find_format(format), Report(), [], [], []
+    start, path, chosen, report, ids = time.perf_counter(), Path(job.block.path), find_format(format), Report(), []
+    stem, lines, rejected = path.stem, _Lines(), _Lines()
     for n, (place, record) in enumerate(job.records(), job.block.first):
-        out = _convert_one(record, chosen, f'{stem}-{n}', place, job.source, report, path, encode)
-        if isinstance(out, tuple): ids.append(out[0]); lines.append(out[1]); continue
-        try: rejected.append(encode(out))
-        except _FAULTS as e: rejected.append(encode(msgspec.structs.replace(out, raw=f'not shown ({e})')))
+        out = _convert_one(record, chosen, f'{stem}-{n}', place, job.source, report, path, lines.add)
+        if isinstance(out, str): ids.append(out); continue
+        try: rejected.add(out)
+        except _FAULTS as e: rejected.add(msgspec.structs.replace(out, raw=f'not shown ({e})'))
     report.seconds = time.perf_counter() - start
-    return _Done(job.source, ids, b'\n'.join(lines), b'\n'.join(rejected), report)
+    return _Done(job.source, ids, lines.text(), rejected.text(), report)
 
 # %% ../nbs/02_convert.ipynb #0eb6ed8a
 class _Shelf:  # Memory that processes share: a block of lines costs one copy here, and three through a pipe
     def __init__(self, count: int): self.places = [mmap.mmap(-1, 1 << 26) for _ in range(count)]  # Takes memory where it is written to
 
-    def put(self, at: int, lines: bytes) -> bytes | int:  # How many bytes; the lines themselves when they are too many
+    def put(self, at: int, lines: bytearray) -> bytearray | int:  # How many bytes; the lines themselves when they are too many
         place = self.places[at % len(self.places)]
         if len(lines) > len(place): return lines
         place[:len(lines)] = lines
         return len(lines)
 
-    def get(self, at: int, put: bytes | int) -> bytes | memoryview:
-        return put if isinstance(put, bytes) else memoryview(self.places[at % len(self.places)])[:put]
+    def get(self, at: int, put: bytearray | int) -> bytearray | memoryview:
+        return memoryview(self.places[at % len(self.places)])[:put] if isinstance(put, int) else put
 
 _shelf: _Shelf | None = None  # Of a worker
 
-def _shelve(work: Callable, at: int, job: _Job) -> tuple[_Done, bytes | int]:
+def _shelve(work: Callable, at: int, job: _Job) -> tuple[_Done, bytearray | int]:
     done = work(job)
     put, done.lines = _shelf.put(at, done.lines), b''
     return done, put

@@ -87,6 +87,7 @@ class Inferred(msgspec.Struct):
     runs: int = 0     # That got tools
     tools: int = 0    # Definitions that they got
 
+# %% ../nbs/01b_infer.ipynb #5e0627ad
 def groups_of(runs: Iterable[tuple[str, dict]]) -> dict[tuple, Group]:  # (source, format) → its calls; `runs`: (source, run) pairs
     "First pass: the calls of each group."
     out: dict[tuple, Group] = {}
@@ -95,6 +96,7 @@ def groups_of(runs: Iterable[tuple[str, dict]]) -> dict[tuple, Group]:  # (sourc
 
 def _key(source: str, r: dict) -> tuple: return source, ((r.get('meta') or {}).get('provenance') or {}).get('format')
 
+# %% ../nbs/01b_infer.ipynb #5e0627ae
 def inferred(groups: dict[tuple, Group]) -> dict[str, Inferred]:
     "What each source gets, in counts."
     out: dict[str, Inferred] = {}
@@ -114,6 +116,7 @@ def infer_runs(
     tools = {key: g.tools() for key, g in groups.items()}
     return (with_tools(r, tools[_key(source, r)]) for source, r in runs)
 
+# %% ../nbs/01b_infer.ipynb #b57fb4ce
 def infer_file(
     path: str | Path,               # Unified 2.0, as `writing` made it; written anew
     parts: list[tuple[str, int]],   # Which source, how many of its runs, in the order of the file

@@ -71,9 +71,8 @@ def split_system(
 ) -> tuple[str, list[dict]]:  # (task_instruction, the rest)
     "Take a lone leading system message out of a conversation."
     systems = [m for m in conversation if m['role'] == 'system']
-    lone = len(systems) == 1 and systems[0] is conversation[0] and set(systems[0]) == {'role', 'content'}
-    if lone and isinstance(systems[0]['content'], str) and systems[0]['content']: return systems[0]['content'], conversation[1:]
-    return '', conversation
+    if len(systems) != 1 or (m := systems[0]) is not conversation[0] or m.keys() != {'role', 'content'}: return '', conversation
+    return (m['content'], conversation[1:]) if isinstance(m['content'], str) and m['content'] else ('', conversation)
 
 # %% ../../nbs/03a_formats_chat.ipynb #8a28c0f4
 def read_call(
@@ -85,7 +84,10 @@ def read_call(
     if not isinstance(c, dict): raise Reject('broken_call', f'{where}: found {shown(c)}, expected a call')
     if (kind := c.get('type', 'function')) not in ('function', None):
         raise Reject('unknown_call', f'{where}.type: found {shown(kind)}, expected function')
-    own, bare = _id(c.get('id')), not isinstance(c.get('function'), dict)
+    own, f = _id(c.get('id')), c.get('function')
+    if isinstance(f, dict) and len(f) == 2 and 'arguments' in f:  # As nearly all are
+        return {**c, **as_call(f.get('name'), f['arguments'], own or id, where)}
+    bare = not isinstance(f, dict)
     f, outer = ({k: v for k, v in c.items() if k not in ('id', 'type')}, {}) if bare else (dict(c['function']), c)
     given = f.pop('parameters' if 'arguments' not in f and 'parameters' in f else 'arguments', {})
     call = as_call(f.get('name'), given, own or id, where)
@@ -151,13 +153,21 @@ def _answer(m: dict, where: str, links: Links, lifts: Counter) -> dict:
     if name: out['name'] = name
     return out
 
+def _read_calls(calls: list, i: int) -> list[dict]:  # Of message `i`; a place is spelled out where one is needed
+    out = []
+    try:
+        for k, c in enumerate(calls): out.append(read_call(c, f'call_{i}_{k}', ''))
+    except Reject as e: raise Reject(e.reason, f'messages[{i}].tool_calls[{k}]{e}') from e
+    return out
+
 def _from_messages(messages: list[dict], links: Links, lifts: Counter) -> Iterator[dict]:  # Most only speak, and go through as they are
     for i, m in enumerate(messages):
         role, calls = m['role'], m.get('tool_calls')
         if role in _RESULTS: yield _answer(m, f'messages[{i}]', links, lifts); continue
+        if len(m) == 2 and role != 'developer' and 'content' in m: links.pause(); yield m; continue
         if role == 'developer': lifts['role developer → system'] += 1; m = m | {'role': 'system'}
         if not calls and m.get('function_call'): m = _modern(m, lifts); calls = m['tool_calls']
-        if calls: yield {**m, 'tool_calls': links.call([read_call(c, f'call_{i}_{k}', f'messages[{i}].tool_calls[{k}]') for k, c in enumerate(calls)])}
+        if calls: yield {**m, 'tool_calls': links.call(_read_calls(calls, i))}
         else: links.pause(); yield m
 
 @register('openai', 'OpenAI chat messages, with or without tools, of the new or the old kind', needs=('messages',), fits=chat_fits)
