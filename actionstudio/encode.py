@@ -9,6 +9,7 @@ __all__ = ['IGNORE', 'FIELDS', 'THOUGHTS', 'TRAIN', 'Span', 'Encoded', 'Refused'
 # %% ../nbs/11_encode.ipynb #fcf8bc55
 import functools
 import re
+from concurrent.futures import ThreadPoolExecutor
 from os.path import commonprefix
 from typing import Callable, Iterable, Iterator
 
@@ -74,7 +75,8 @@ class Turn(msgspec.Struct, frozen=True):
     note: str = ''
 
 # %% ../nbs/11_encode.ipynb #674ce098
-THOUGHTS = {'<think>': '</think>', '<|START_THINKING|>': '<|END_THINKING|>', '[THINK]': '[/THINK]', '<seed:think>': '</seed:think>', '<|channel>thought': '<channel|>'}  # How templates open and close a thought
+THOUGHTS = {'<think>': '</think>', '<|START_THINKING|>': '<|END_THINKING|>', '[THINK]': '[/THINK]', '<seed:think>': '</seed:think>', '<|channel>thought': '<channel|>',
+            'Here are my reasoning steps:': '[BEGIN FINAL RESPONSE]'}  # How templates open and close a thought
 _OPEN, _CLOSE = ('|'.join(map(re.escape, x)) for x in (THOUGHTS, THOUGHTS.values()))
 _OPENED, _EMPTY, _LEAD = re.compile(rf'(?:{_OPEN})\s*$'), re.compile(rf'(?:(?:{_OPEN})\s*)?(?:{_CLOSE})\s*$'), re.compile(rf'\s*(?:{_OPEN})?\s*(?:{_CLOSE})?\s*')
 
@@ -160,14 +162,17 @@ def leaves(
     return [q for k, q in enumerate(texts) if not any(later.startswith(q) for later in texts[k + 1:])]
 
 # %% ../nbs/11_encode.ipynb #3421972c
-def _holds(t: Trajectory, x: Turn, m: Message, parts: list[int], may_drop: tuple[str, ...]):  # `parts`: which calls this turn makes
+def _holds(t: Trajectory, x: Turn, m: Message, parts: list[int], may_drop: tuple[str, ...]) -> list[str]:  # `parts`: which calls this turn makes. What it does not show, as it may, comes back
+    lost = []
     at, where = len(x.prompt), f'{t.id}: conversation[{x.message}]'
     for field, value in (('reasoning', m.reasoning_content), ('content', as_text(m.content))):
-        if field in may_drop or not isinstance(value, str) or parts[:1] not in ([], [0]) or not value.strip(): continue
-        if value.strip() not in x.text[at:]: raise Refused(f'{field}_dropped', f'{where}: the template does not show the {field} {value.strip()!r:.60}')
+        if not isinstance(value, str) or parts[:1] not in ([], [0]) or not value.strip() or value.strip() in x.text[at:]: continue
+        if field in may_drop: lost.append(f'{field}_dropped')
+        else: raise Refused(f'{field}_dropped', f'{where}: the template does not show the {field} {value.strip()!r:.60}')
     for c in (m.calls[p] for p in parts):
         if not (found := find_call(x.text, c.name, c.arguments, at, len(x.text))): raise Refused('call_dropped', f'{where}: the template does not show the call {c.name} with all its arguments')
         at = max(at, found[1][1])
+    return lost
 
 # %% ../nbs/11_encode.ipynb #8580f3b3
 def _ends(turns: dict[int, Turn]) -> list[int]:  # For each row up to the last turn: where the next prompt ends
@@ -227,18 +232,19 @@ class _Plan(msgspec.Struct):
     t: Trajectory
     rows: list
     leaves: list[tuple[str, dict, set]]  # (text, position → turn that it shows as served, positions that train)
+    lost: dict[int, list[str]] = {}      # Position → what the template does not show of it
 
 def _plan(ct: ChatTemplate, t: Trajectory, history: str, train, may_drop: tuple) -> _Plan:
     rows = as_rows(t, ct.dialect)
     if t.tools and ct.dialect.tools is None: raise Refused('tools_dropped', f'{t.id}: the template shows no tools')
     texts = ct.beginnings(t, rows)
     turns = {k: turn(ct, t, rows, k, texts) for k, (_, m) in enumerate(rows) if m['role'] == 'assistant'}
-    picked, part = set(chosen(t, train)), {}
+    picked, part, lost = set(chosen(t, train)), {}, {}
     for k, x in turns.items():
         n = len(rows[k][1].get('tool_calls') or [])
         part[x.message] = (first := part.get(x.message, 0)) + n
-        if x.message in picked: _holds(t, x, t.conversation[x.message], list(range(first, first + n)), may_drop)
-    left, plan = {k for k, x in turns.items() if x.message in picked}, _Plan(t, rows, [])
+        if x.message in picked: lost[k] = _holds(t, x, t.conversation[x.message], list(range(first, first + n)), may_drop)
+    left, plan = {k for k, x in turns.items() if x.message in picked}, _Plan(t, rows, [], lost)
     for text in leaves(list(turns.values()))[-1 if history == 'last_only' else 0:]:
         shown = {k: x for k, x in turns.items() if text.startswith(x.text)}
         if here := left & shown.keys(): plan.leaves.append((text, shown, here))
@@ -257,7 +263,7 @@ def _row(p: _Plan, tokens: Tokens, text: str, shown: dict[int, Turn], here: set[
     for s in spans:
         if s.trained: mask[s.start:s.end] = [1] * (s.end - s.start)
     scale = weights and [w for s in spans for w in [weights.get(s.field, 1.) if s.trained else 0.] * (s.end - s.start)]
-    return Encoded(tokens.ids, mask, spans, text, p.t.id, 0, scale, sorted({shown[k].note for k in here} - {''}))
+    return Encoded(tokens.ids, mask, spans, text, p.t.id, 0, scale, sorted({note for k in here for note in (shown[k].note, *p.lost[k])} - {''}))
 
 def _assemble(p: _Plan, found: list[Tokens], pieces: Pieces, weights, max_length) -> list[Encoded]:
     out = []
@@ -298,9 +304,13 @@ def encode_all(
     ct, pieces, may_drop = probe(tokenizer, chat_template, keep=history == 'keep'), _pieces(tokenizer), tuple(may_drop)
     chosen(Trajectory(unique_trajectory_id='', tools=[], conversation=[]), train)
     plan = lambda t: _or_reason(t, lambda: _plan(ct, t, history, train, may_drop))
-    for plans in _batches(map(plan, trajectories), batch):
-        tokens = pieces([text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves])
-        yield from _finish(plans, tokens, pieces, weights, max_length)
+    with ThreadPoolExecutor(1) as pool:  # One batch is tokenised while the next is rendered
+        before = []
+        for plans in _batches(map(plan, trajectories), batch):
+            tokens = pieces.begin([text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves], pool)
+            for last in before: yield from _finish(*last, pieces, weights, max_length)
+            before = [(plans, tokens)]
+        for last in before: yield from _finish(*last, pieces, weights, max_length)
 
 # %% ../nbs/11_encode.ipynb #551e6087
 def _or_reason(t: Trajectory, work: Callable) -> tuple[Trajectory, object]:
@@ -316,7 +326,7 @@ def _batches(plans: Iterable, most: int) -> Iterator[list]:
     if some: yield some
 
 def _finish(plans, tokens, pieces, weights, max_length):
-    tokens = iter(tokens)
+    tokens = iter(tokens())
     for t, p in plans:
         if isinstance(p, Rejected): yield t, p; continue
         mine = [next(tokens) for _ in p.leaves]

@@ -9,6 +9,7 @@ __all__ = ['TOOL_FORMS', 'Dialect', 'nine', 'Unsayable', 'as_rows', 'tools_for',
 import functools
 import hashlib
 import json
+import re
 from datetime import datetime
 from typing import Callable, Iterator
 
@@ -24,7 +25,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     system: str = 'role'           # role | in_user (before the first user's text)
     tools: str | None = 'tools'    # A key of `TOOL_FORMS`; None: the template shows no tools
     without: str = 'none'          # A conversation without tools gives the template none | empty (an empty list)
-    filled: bool = False           # Tools get an empty description, and parameters, where they have none
+    filled: bool = False           # Tools get parameters, and tools and parameters an empty description, where they have none
     arguments: str = 'object'      # object | json (a string)
     empty: str = 'text'            # Content of a message that only calls: text ('') | absent
     ids: str = 'own'               # own | nine (nine alphanumerics, derived from the own id)
@@ -98,13 +99,19 @@ def as_rows(
     if dialect.calls == 'single': rows = list(_one_by_one(rows))
     return [(i, _spoken(m, dialect)) for i, m in rows]
 
+def _filled(f: dict) -> dict:
+    f = {'description': '', 'parameters': {}} | f
+    p = {'type': 'object', 'properties': {}} | (f['parameters'] or {})
+    about = lambda v: {'description': ''} | v if isinstance(v, dict) else v
+    return f | {'parameters': p | {'properties': {k: about(v) for k, v in p['properties'].items()}}}
+
 def tools_for(
     tools: list[dict],
     dialect: Dialect,
 ) -> dict:  # Template arguments
     "Tool definitions as a template of this dialect takes them."
     if dialect.tools is None or not tools and dialect.without == 'none': return {}
-    if dialect.filled: tools = [t | {'function': {'description': '', 'parameters': {'type': 'object', 'properties': {}}} | t['function']} for t in tools]
+    if dialect.filled: tools = [t | {'function': _filled(t['function'])} for t in tools]
     return TOOL_FORMS[dialect.tools](tools)
 
 # %% ../nbs/10_template.ipynb #d47e0002
@@ -174,6 +181,7 @@ _SYSTEM, _USER, _SAID, _THOUGHT = ({'role': 'system', 'content': 'zqsystem'}, {'
 _TOOL = {'type': 'function', 'function': {'name': 'zqtool', 'description': 'zqabout', 'parameters': {
     'type': 'object', 'properties': {'zqkey': {'type': 'string', 'description': 'zqmeans'}, 'zqcount': {'type': 'integer', 'description': 'zqnumber'}}, 'required': ['zqkey']}}}
 _BARE = {'type': 'function', 'function': {'name': 'zqbare'}}
+_PLAIN = {'type': 'function', 'function': {'name': 'zqplain', 'parameters': {'type': 'object', 'properties': {'zqword': {'type': 'string'}}}}}
 _FOREIGN = ('None', 'Undefined', "{'zq", "'zqkey'")
 
 def _call(k: int, content: str = '', **extra) -> dict:
@@ -185,7 +193,7 @@ def _result(k: int) -> dict: return {'role': 'tool', 'name': 'zqtool', 'tool_cal
 # %% ../nbs/10_template.ipynb #a047445d
 class _Probe:  # Settles one trait of a dialect after the other, and notes what it saw
     def __init__(self, tokenizer, source, options):
-        self.tokenizer, self.renderer, self.findings, self.asked = tokenizer, Renderer(tokenizer, source, arguments(options, source)), [], False
+        self.tokenizer, self.renderer, self.findings, self.asked, self.python = tokenizer, Renderer(tokenizer, source, arguments(options, source)), [], False, False  # `python`: the template writes tools as Python does
         if clock := self.renderer.given.get('strftime_now'): self.renderer.given['strftime_now'] = functools.partial(self.day, clock)
 
     def day(self, clock, form: str) -> str: self.asked = True; return clock(form)
@@ -198,6 +206,7 @@ class _Probe:  # Settles one trait of a dialect after the other, and notes what 
         except TemplateFailure as e: return str(e).removeprefix('probe: ').replace('conversation', 'message')[:150]
         for w in words:
             if w not in text: return f'{w} vanished{self.owner(w, messages)}'
+        if self.python: text = functools.reduce(lambda s, tool: s.replace(str(tool), ''), write.keywords.get('tools') or [], text)
         return next((f'wrote {x!r}' for x in _FOREIGN if x in text and x not in self.renderer.source), '')
 
     def owner(self, word, messages): return next((f" from message[{n}] ({m['role']})" for n, m in enumerate(messages) if word in str(m)), '')
@@ -218,17 +227,24 @@ class _Probe:  # Settles one trait of a dialect after the other, and notes what 
 # %% ../nbs/10_template.ipynb #329226a3
 _with = msgspec.structs.replace
 
+def _furthest(whys: list[str]) -> str:  # Of several failures, the one at the last line; and what may mend it
+    why = max(whys, key=lambda w: int(m[1]) if (m := re.search(r'at line (\d+)', w)) else 0)
+    return why + (': is it a template argument (`options`)?' if 'is undefined' in why else '')
+
 def _probe_parts(p: _Probe) -> Dialect:
     d = Dialect()
     if why := p.says(d, [_USER], ['zquser'], ask=True):
-        d = next((x for f in TOOL_FORMS if not p.says(x := _with(d, tools=f, without='empty'), [_USER], ['zquser'], ask=True)), None)
-        if not d: raise TemplateFailure(f'chat template: a single user message {why}')
+        tried = {p.says(x := _with(d, tools=f, without='empty'), [_USER], ['zquser'], ask=True): x for f in reversed(TOOL_FORMS)}
+        if not (d := tried.get('')): raise TemplateFailure(f'chat template: a single user message {_furthest([why, *tried])}')
         p.note('no tools', 'adapted', f'without: empty ({why})')
     d = p.first('system', [d, _with(d, system='in_user')], [_SYSTEM, _USER], ['zqsystem', 'zquser'], ask=True) or d
     forms = [_with(d, tools=f) for f in TOOL_FORMS]
-    d = p.first('tools', forms, [_SYSTEM, _USER], ['zqtool', 'zqkey', 'zqcount'], tools=[_TOOL], ask=True) or _with(d, tools=None)
-    if d.tools: d = p.first('tool without description', [d, _with(d, filled=True)], [_SYSTEM, _USER], ['zqbare'], tools=[_BARE], ask=True) or d
-    return d
+    trial = functools.partial(p.first, 'tools', forms, [_SYSTEM, _USER], ['zqtool', 'zqkey', 'zqcount'], tools=[_TOOL], ask=True)
+    if not (found := trial()):
+        p.python, how = True, p.findings.pop()['how']
+        if not (found := trial()): return _with(d, tools=None)
+        p.findings[-1] |= {'outcome': 'adapted', 'how': f'they stand as Python writes them ({how})'}
+    return p.first('tools without descriptions', [found, _with(found, filled=True)], [_SYSTEM, _USER], ['zqbare', 'zqplain', 'zqword'], tools=[_BARE, _PLAIN], ask=True) or found
 
 def _probe_calls(p: _Probe, d: Dialect) -> Dialect:
     one, words = [_SYSTEM, _USER, _call(1), _result(1)], ['zqtool', 'zqvalue1', '71', 'zqresult1']
@@ -247,16 +263,17 @@ def _tail(p: _Probe, d: Dialect, special: list[str]) -> str:  # The request to g
     except _RAISED: return ''
     request = asked.rpartition('zquser')[2]
     first = min((x for x in special if x in request), key=request.index, default=None)
-    if not first or not text.endswith(request) or not text.rpartition('zqanswer')[2].strip(): return ''
-    return request[request.index(first) + len(first):]
+    if not first: return ''
+    tail = text.rpartition('zqanswer')[2].partition(first)[2]
+    return tail if tail.strip() and request.partition(first)[2].startswith(tail) else ''
 
 def _ending(p: _Probe, d: Dialect, messages: list[dict], following: dict, special: list[str]) -> str | None:
     more = tools_for([_TOOL], d)
     write = lambda ms: p.renderer([_spoken(m, d) for m in ms], **more)
-    try: text, after = write(messages), write([*messages, following])
+    try: text, after = write(messages).removesuffix(d.tail), write([*messages, following])
     except _RAISED: return None
     ends = lambda s: next((x for x in special if s.rstrip().endswith(x)), None)
-    if found := ends(text.removesuffix(d.tail)): return found
+    if found := ends(text): return found
     rest = after[len(text):].lstrip() if after.startswith(text) else ''
     return next((x for x in special if rest.startswith(x)), None)
 
@@ -274,6 +291,13 @@ def _probe_turns(p: _Probe, d: Dialect, stops) -> Dialect:
 # %% ../nbs/10_template.ipynb #1dbdb15a
 _KEEPS = ({}, {'preserve_thinking': True}, {'truncate_history_thinking': False}, {'clear_thinking': False}, {'keep_past_thinking': True}, {'keep_thinking': True})
 
+_ENDS = ('training_prompt', 'is_training')  # Switches under which a template ends its last turn as well
+
+def _ending_switch(tokenizer, source, options) -> dict:  # Only where prompts stay as they are
+    ask = lambda given: Renderer(tokenizer, source, arguments(given, source))([_SYSTEM, _USER, _SAID, _USER], True)
+    try: return next(({n: True} for n in _ENDS if n in source and n not in options and ask(options | {n: True}) == ask(options)), {})
+    except _RAISED: return {}
+
 def _keeping(tokenizer, source, options, d: Dialect) -> dict:  # The template's own switch that leaves thoughts in the history
     thinks = _SAID | {'reasoning_content': _THOUGHT, 'thinking': _THOUGHT}
     for more in _KEEPS:
@@ -284,9 +308,11 @@ def _keeping(tokenizer, source, options, d: Dialect) -> dict:  # The template's 
 @functools.lru_cache(maxsize=64)
 def _probed(tokenizer, source: str, options: bytes, stops: tuple | None, keep: bool, today: str | None) -> ChatTemplate:  # `today`: unless a date is given
     given = ({'date': today} if today else {}) | msgspec.json.decode(options)
+    given |= (ends := _ending_switch(tokenizer, source, given))
     def settle(given):
         p = _Probe(tokenizer, source, given)
         d = _probe_turns(p, _probe_calls(p, _probe_parts(p)), stops)
+        if ends: p.note('the end of a turn', 'adapted', f'{next(iter(ends))}: True, which leaves the prompts as they are')
         if p.asked: p.note('date', 'adapted', f"{given['date']}, the option `date` in place of the clock")
         elif today: given.pop('date', None)
         return d, p.findings

@@ -8,6 +8,8 @@ __all__ = ['Tokens', 'Pieces']
 # %% ../nbs/10_tokens.ipynb #68ee5c20
 import re
 from bisect import bisect_right
+from concurrent.futures import Executor
+from typing import Callable
 
 import msgspec
 
@@ -56,14 +58,25 @@ class Pieces:
                     if parts != self.backend.encode(text, add_special_tokens=False).ids: return False
         return True
 
-    def __call__(self, texts: list) -> list[Tokens]:
-        "The tokens of each text. A text in several parts is cut between them, whatever the tokenizer would do."
+    def begin(
+        self,
+        texts: list,                    # A text in several parts is cut between them, whatever the tokenizer would do
+        pool: Executor | None = None,   # Whose thread tokenises; None: the asking one, once the tokens are asked for
+    ) -> Callable[[], list[Tokens]]:    # Waits, and gives the tokens of each text
+        "Begin to tokenise what is not known yet."
         if self.size > self.limit: self.known, self.size = {}, 0
-        split = [[p for part in ((t,) if isinstance(t, str) else t) for p in self.split(part)] for t in texts]
-        if new := list({p for pieces in split for p in pieces} - self.known.keys()):
-            self.known.update((p, (e.ids, e)) for p, e in zip(new, self.backend.encode_batch(new, add_special_tokens=False)))
+        known, split = self.known, [[p for part in ((t,) if isinstance(t, str) else t) for p in self.split(part)] for t in texts]
+        new = list({p for pieces in split for p in pieces} - known.keys())
+        work = pool.submit(self._tokenise, new) if pool else None
+        def tokens():
+            known.update(zip(new, work.result() if work else self._tokenise(new)))
             self.size += sum(map(len, new))
-        return [self._join([self.known[p] for p in pieces], pieces) for pieces in split]
+            return [self._join([known[p] for p in pieces], pieces) for pieces in split]
+        return tokens
+
+    def __call__(self, texts: list) -> list[Tokens]: return self.begin(texts)()
+
+    def _tokenise(self, new: list[str]) -> list[tuple]: return [(e.ids, e) for e in self.backend.encode_batch(new, add_special_tokens=False)] if new else []
 
     def prefix(self, t: Tokens, text: str, char: int) -> int | None:
         "How many tokens the first `char` characters are, if they are the same tokens on their own; else None."
