@@ -31,6 +31,7 @@ class Served(msgspec.Struct, frozen=True):
     calls: int    # and how many this turn makes
     asks: list[tuple[str, str]]  # (prompt, conversation through this turn), with thinking as it is set and, if that is no prefix, on or off as the turn is
 
+# %% ../nbs/12_certify.ipynb #c3de11dc
 def served(
     t: Trajectory,
     ct: ChatTemplate,

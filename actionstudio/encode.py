@@ -287,6 +287,7 @@ def cuts(tokenizer) -> re.Pattern | None:
     "The special tokens at which this tokenizer cuts a text; None where it does not cut cleanly."
     return _pieces(tokenizer).cut if _pieces(tokenizer).apart else None
 
+# %% ../nbs/11_encode.ipynb #fba55677
 def encode_all(
     trajectories: Iterable[Trajectory],
     tokenizer,                         # A fast tokenizer

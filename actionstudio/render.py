@@ -52,8 +52,6 @@ For each call write <tool_call>{"name": name, "arguments": {}}</tool_call>. If n
 COMPLETION = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 
 # %% ../nbs/10_render.ipynb #68abbb90
-_SEEN = ('role', 'content', 'reasoning_content', 'name', 'tool_call_id')  # Fields of the chat protocol
-
 def as_text(
     content,       # Text, content parts, or (of a tool) any JSON
     role: str = 'tool',
@@ -64,6 +62,9 @@ def as_text(
     if isinstance(content, list) and content and all(map(text_part, content)): return ''.join(p['text'] for p in content)
     if role == 'tool': return msgspec.json.encode(content).decode()
     raise InputError(f'found content {shown(content)} in a message of role {role}, expected text or text parts')
+
+# %% ../nbs/10_render.ipynb #68abbb91
+_SEEN = ('role', 'content', 'reasoning_content', 'name', 'tool_call_id')  # Fields of the chat protocol
 
 def as_chat(
     message: Message,

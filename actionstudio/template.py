@@ -99,6 +99,7 @@ def as_rows(
     if dialect.calls == 'single': rows = list(_one_by_one(rows))
     return [(i, _spoken(m, dialect)) for i, m in rows]
 
+# %% ../nbs/10_template.ipynb #e1b23e19
 def _filled(f: dict) -> dict:
     f = {'description': '', 'parameters': {}} | f
     p = {'type': 'object', 'properties': {}} | (f['parameters'] or {})
