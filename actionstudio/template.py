@@ -25,7 +25,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     system: str = 'role'           # role | in_user (before the first user's text)
     tools: str | None = 'tools'    # A key of `TOOL_FORMS`; None: the template shows no tools
     without: str = 'none'          # A conversation without tools gives the template none | empty (an empty list)
-    filled: bool = False           # Tools get parameters, and tools and parameters an empty description, where they have none
+    filled: bool = False           # Tools get an empty description, and parameters, where they have none
+    described: bool = False        # Parameters get an empty description where they have none
     arguments: str = 'object'      # object | json (a string)
     empty: str = 'text'            # Content of a message that only calls: text ('') | absent
     ids: str = 'own'               # own | nine (nine alphanumerics, derived from the own id)
@@ -100,11 +101,9 @@ def as_rows(
     return [(i, _spoken(m, dialect)) for i, m in rows]
 
 # %% ../nbs/10_template.ipynb #e1b23e19
-def _filled(f: dict) -> dict:
-    f = {'description': '', 'parameters': {}} | f
-    p = {'type': 'object', 'properties': {}} | (f['parameters'] or {})
-    about = lambda v: {'description': ''} | v if isinstance(v, dict) else v
-    return f | {'parameters': p | {'properties': {k: about(v) for k, v in p['properties'].items()}}}
+def _described(f: dict) -> dict:
+    if not isinstance(f.get('parameters'), dict) or not isinstance(known := f['parameters'].get('properties'), dict): return f
+    return f | {'parameters': f['parameters'] | {'properties': {k: {'description': ''} | v if isinstance(v, dict) else v for k, v in known.items()}}}
 
 def tools_for(
     tools: list[dict],
@@ -112,7 +111,8 @@ def tools_for(
 ) -> dict:  # Template arguments
     "Tool definitions as a template of this dialect takes them."
     if dialect.tools is None or not tools and dialect.without == 'none': return {}
-    if dialect.filled: tools = [t | {'function': _filled(t['function'])} for t in tools]
+    if dialect.filled: tools = [t | {'function': {'description': '', 'parameters': {'type': 'object', 'properties': {}}} | t['function']} for t in tools]
+    if dialect.described: tools = [t | {'function': _described(t['function'])} for t in tools]
     return TOOL_FORMS[dialect.tools](tools)
 
 # %% ../nbs/10_template.ipynb #d47e0002
@@ -245,7 +245,7 @@ def _probe_parts(p: _Probe) -> Dialect:
         p.python, how = True, p.findings.pop()['how']
         if not (found := trial()): return _with(d, tools=None)
         p.findings[-1] |= {'outcome': 'adapted', 'how': f'they stand as Python writes them ({how})'}
-    return p.first('tools without descriptions', [found, _with(found, filled=True)], [_SYSTEM, _USER], ['zqbare', 'zqplain', 'zqword'], tools=[_BARE, _PLAIN], ask=True) or found
+    return p.first('tools without descriptions', [found, *(_with(found, filled=f, described=x) for f, x in ((True, False), (False, True), (True, True)))], [_SYSTEM, _USER], ['zqbare', 'zqplain', 'zqword'], tools=[_BARE, _PLAIN], ask=True) or found
 
 def _probe_calls(p: _Probe, d: Dialect) -> Dialect:
     one, words = [_SYSTEM, _USER, _call(1), _result(1)], ['zqtool', 'zqvalue1', '71', 'zqresult1']
