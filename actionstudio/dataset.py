@@ -130,6 +130,7 @@ def scan_encoded(
             for b in f.iter_batches(batch): yield from _rows(b)
     except (pa.ArrowException, KeyError) as e: raise InputError(f'{path}: found no encoded rows ({e}); expected what `actionstudio encode` writes') from e
 
+# %% ../nbs/16_dataset.ipynb #f7027407
 def load_encoded(path: str | Path) -> list[Encoded]:
     "All rows that `save_encoded` wrote."
     return list(scan_encoded(path))

@@ -35,6 +35,7 @@ class Chunk(msgspec.Struct):
     lines: bytes
     places: list[str]  # `file:line` of each
 
+# %% ../nbs/16_encode_file.ipynb #f48fea43
 def chunks(
     records: Iterable[tuple[str, bytes]],  # (place, one line of JSON)
     mask: int = 63,         # A chunk ends behind a record whose CRC-32 has none of these bits
@@ -76,6 +77,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     may_drop: tuple[str, ...] = ()
     max_length: int | None = None
 
+# %% ../nbs/16_encode_file.ipynb #8e8771e0
 _MAKE_TEXT = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model', 'vocab.json', 'merges.txt', 'chat_template.jinja',
               'generation_config.json')
 _MAKE_ROWS = ('schema', 'store', 'render', 'prefixes', 'template', 'tokens', 'values', 'encode', 'certify', 'length', 'dataset', 'encode_file')

@@ -31,6 +31,7 @@ class Side(msgspec.Struct):
     @property
     def trained(self) -> int: return sum(self.mask)
 
+# %% ../nbs/15_pairs.ipynb #4b31ecd8
 class Pair(msgspec.Struct):
     "Two answers over one prompt."
     prompt: list[int]  # Ids that both sides begin with
