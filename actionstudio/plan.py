@@ -122,6 +122,9 @@ class Constants(Record):
     network: float = 0.7              # Share of a link's rate that collectives reach; assumed
     exposed: float = 0.3              # Share of communication that no computation hides; assumed
     logits: float = 1e9               # Bytes of the output layer in work: logits are made in tiles, never whole; an upper bound, assumed
+    host: float = 1000.               # GiB of CPU memory in a node, for what is offloaded; assumed, training asks the machine
+    pcie: float = 25.                 # GB/s between a GPU and CPU memory, each way; assumed: half of what PCIe 5 has
+    cpu_adam: float = 2e9             # Weights that the CPUs of a node update in a second; assumed
     reserve: float = 0.06             # Share of the memory for the driver, the allocator's gaps and collectives; assumed
     activation: float = 1.5           # Saved bytes of eager layers ÷ what `saved` needs; assumed, a probe corrects it
     pace: float = 1.                  # Measured ÷ predicted seconds; a probe corrects it
@@ -130,7 +133,7 @@ class Constants(Record):
 class Way(Record):
     "One way to run a step. `plan` searches among many."
     regime: Literal['full', 'lora', 'qlora']
-    sharding: Literal['replica', 'fsdp', 'hsdp']  # Whole model on each GPU; split over all GPUs; split in a node and copied across nodes
+    sharding: Literal['replica', 'fsdp', 'hsdp', 'zero3']  # Whole model on each GPU; split over all GPUs; split in a node and copied across nodes; split over all by DeepSpeed, where states go to CPU memory
     optimiser: Literal['adamw', 'adamw_8bit']     # 16 or 6 bytes a trained weight, with its gradient
     micro_tokens: int    # Tokens of one forward pass on one GPU
     grad_accum: int      # Forward passes per step
@@ -141,11 +144,12 @@ class Way(Record):
     nodes: int = 1
     lora_r: int = 32     # Rank of the adapters on q, k, v and o
     rows: int = 1        # That a pass is made of
+    offload: bool = False  # Of zero3: weights, gradients and states lie in CPU memory
 
     @property
     def world(self) -> int: return self.gpus * self.nodes
     @property
-    def shards(self) -> int: return {'replica': 1, 'fsdp': self.world, 'hsdp': self.gpus}[self.sharding]
+    def shards(self) -> int: return {'replica': 1, 'fsdp': self.world, 'hsdp': self.gpus, 'zero3': self.world}[self.sharding]
     @property
     def tokens_per_step(self) -> int: return self.micro_tokens * self.grad_accum * self.world
 
@@ -172,8 +176,11 @@ def saved(
 # %% ../nbs/31_plan.ipynb #2a12251c
 _STATES = {'adamw': 16, 'adamw_8bit': 6}  # Bytes per trained weight: weight, gradient, moments and, with adamw, all in 32 bits or with a 32-bit copy
 
+def _host(s: Shape, w: Way) -> float: return _STATES[w.optimiser] * s.parameters / w.nodes if w.offload else 0.  # Bytes in each node
+
 def _weights(s: Shape, w: Way, c: Constants) -> list[Term]:
     n, trained, parts = s.parameters, adapters(s, w.lora_r), f' / {w.shards}' if w.shards > 1 else ''
+    if w.offload: return [Term(what='weights, gradients, optimiser', formula=f'0: {_host(s, w) / 2 ** 30:,.0f} GiB of CPU memory in each node', value=0.)]
     if w.regime == 'full': return [Term(what='weights, gradients, optimiser', formula=f'{_STATES[w.optimiser]} B × {n:.3g}{parts}', value=_STATES[w.optimiser] * n / w.shards)]
     quantised = s.linears if w.regime == 'qlora' else 0
     return [Term(what='frozen weights', formula=(f'({c.nf4} B × {quantised:.3g} + ' if quantised else '(') + f'2 B × {n - quantised:.3g}){parts}', value=(c.nf4 * quantised + 2. * (n - quantised)) / w.shards),
@@ -233,13 +240,19 @@ def _exchange(s: Shape, w: Way, c: Constants) -> list[Term]:  # Seconds of one m
     times, link, net = 3 if w.regime == 'full' else 2, g.link * 1e9 * c.network, g.network * 1e9 * c.network
     learns = 2. * s.parameters if w.regime == 'full' else 4. * adapters(s, w.lora_r)
     inside = times * whole * (w.gpus - 1) / w.gpus / link if w.shards > 1 else 0.
-    across = times * whole * (n - 1) / n / (w.gpus * net) if w.sharding == 'fsdp' else 0.
+    across = times * whole * (n - 1) / n / (w.gpus * net) if w.shards > w.gpus else 0.
     copies = w.world // w.shards
     part, rate = learns / (w.shards if w.regime == 'full' else 1), net if n > 1 else link
     return [
         Term(what='gathering in a node', formula=f'{c.exposed} × {times} × {whole:.3g} B × {w.gpus - 1}/{w.gpus} / {link:.3g} B/s' if inside else '0', value=c.exposed * inside),
         Term(what='gathering across nodes', formula=f'{c.exposed} × {times} × {whole:.3g} B × {n - 1}/{n} / ({w.gpus} × {net:.3g} B/s)' if across else '0', value=c.exposed * across),
         Term(what='summing gradients', formula=f'{c.exposed} × 2 × {part:.3g} B × {copies - 1}/{copies} / {rate:.3g} B/s, once a step' if copies > 1 else '0', value=c.exposed * 2 * part * (copies - 1) / copies / rate if copies > 1 else 0.)]
+
+def _moved(s: Shape, w: Way, c: Constants) -> list[Term]:  # Seconds of one step: weights come for both passes, gradients go back
+    if not w.offload: return []
+    n = s.parameters
+    return [Term(what='moving weights and gradients', formula=f'{w.grad_accum} × 3 × 2 B × {n:.3g} / {w.world} / {c.pcie:.3g}e9 B/s', value=w.grad_accum * 6. * n / w.world / (c.pcie * 1e9)),
+            Term(what='gradients into weights, on CPUs', formula=f'{n:.3g} / {w.nodes} / {c.cpu_adam:.3g} a second', value=n / w.nodes / c.cpu_adam)]
 
 def seconds(
     s: Shape,
@@ -248,7 +261,7 @@ def seconds(
 ) -> list[Term]:  # Their sum is one step
     "What fills the time of one step."
     *often, once = _compute(s, w, c) + _exchange(s, w, c)
-    return [Term(what=t.what, formula=f'{w.grad_accum} × {t.formula}' if w.grad_accum > 1 else t.formula, value=t.value * w.grad_accum) for t in often] + [once]
+    return [Term(what=t.what, formula=f'{w.grad_accum} × {t.formula}' if w.grad_accum > 1 else t.formula, value=t.value * w.grad_accum) for t in often] + [once] + _moved(s, w, c)
 
 # %% ../nbs/31_plan.ipynb #af9c075d
 class Plan(Record):
@@ -262,7 +275,7 @@ class Plan(Record):
     @property
     def bytes(self) -> float: return sum(t.value for t in self.memory)
     @property
-    def fits(self) -> bool: return self.bytes <= capacity(self.way, self.constants)
+    def fits(self) -> bool: return self.bytes <= capacity(self.way, self.constants) and _host(self.shape, self.way) <= self.constants.host * 2 ** 30
     @property
     def step_seconds(self) -> float: return sum(t.value for t in self.seconds)
     @property
@@ -332,12 +345,15 @@ def plans(
     s, row = model if isinstance(model, Shape) else shape_of(model), max([row, *(lengths or {})])
     if regime not in ('full', 'lora', 'qlora'): raise InputError(f'regime: found {regime}, expected full, lora or qlora')
     if min(gpus, nodes, batch_tokens, row) < 1: raise InputError(f'found {gpus} GPUs, {nodes} nodes, {batch_tokens} tokens a step, rows of {row}, expected at least 1 of each')
-    way = lambda sharding, optimiser, m, n: Way(regime=regime, sharding=sharding, optimiser=optimiser, micro_tokens=m, rows=m // row, grad_accum=n, checkpointed=0,
-                                                context=context_of(lengths, row), gpu=gpu, gpus=gpus, nodes=nodes)
+    way = lambda sharding, optimiser, m, n, **more: Way(regime=regime, sharding=sharding, optimiser=optimiser, micro_tokens=m, rows=m // row, grad_accum=n, checkpointed=0,
+                                                context=context_of(lengths, row), gpu=gpu, gpus=gpus, nodes=nodes, **more)
     micro = micro_batches(batch_tokens, row, gpus * nodes)
     found = [best_of(s, [way(sharding, o, m, n) for m, n in micro.items()], constants, checkpointed)
              for sharding in ['replica'] + ['fsdp'] * (gpus * nodes > 1) + ['hsdp'] * (nodes > 1 and gpus > 1) for o in (optimisers if regime == 'full' else optimisers[:1])]
-    return sorted(found, key=lambda p: (not p.fits, p.way.optimiser != 'adamw', -p.tokens_per_second if p.fits else p.bytes))
+    if regime == 'full' and gpus * nodes > 1 and gpu != 'cpu' and not any(p.fits and not p.note for p in found):  # The last resort
+        last = best_of(s, [way('zero3', 'adamw', m, n, offload=True) for m, n in micro.items()], constants, checkpointed)
+        if last.fits: found.append(last)
+    return sorted(found, key=lambda p: (not p.fits, p.way.offload, p.way.optimiser != 'adamw', -p.tokens_per_second if p.fits else p.bytes))
 
 # %% ../nbs/31_plan.ipynb #b0943ddc
 def plan(model: str | Path | dict | Shape, regime: str, *args, **kwargs) -> Plan:  # Raises `InputError` when nothing fits
@@ -367,7 +383,7 @@ def plan_rows(
     tokens: float | None = None,  # In the whole run; None: no hours
 ) -> list[dict[str, Any]]:
     "Plans as the rows of a table."
-    of = lambda p: {'regime': p.way.regime, 'sharding': p.way.sharding, 'optimiser': p.way.optimiser, 'micro-batch': f'{p.way.micro_tokens:,}', 'accumulate': p.way.grad_accum,
+    of = lambda p: {'regime': p.way.regime, 'sharding': p.way.sharding + ', offload' * p.way.offload, 'optimiser': p.way.optimiser, 'micro-batch': f'{p.way.micro_tokens:,}', 'accumulate': p.way.grad_accum,
                     'checkpointed': f'{p.way.checkpointed}/{p.shape.layers}', 'attention': p.attention, 'GiB': f'{p.bytes / 2 ** 30:.0f}', 'fits': 'yes' if p.fits else 'no',
                     'tokens/s': f'{p.tokens_per_second:,.0f}' if p.fits else '', 'MFU': f'{p.mfu:.0%}' if p.fits else ''}
     return [of(p) | ({'hours': f'{p.hours(tokens):.1f}' if p.fits else ''} if tokens else {}) | {'note': p.note} for p in found]
@@ -416,6 +432,7 @@ def filled(
     "A run with what the plan says, where the file says nothing."
     w = p.way
     new = {'row_tokens': w.micro_tokens // w.rows, 'micro_batch': w.rows, 'grad_accum': w.grad_accum, 'checkpointed': w.checkpointed, 'optimiser': w.optimiser, 'sharding': w.sharding}
+    if w.offload and 'sharding' not in said: new['offload'] = True
     new = {k: v for k, v in new.items() if k not in said}
     if {'row_tokens', 'micro_batch', 'grad_accum'} & set(said):  # One of them alone would change the tokens of a step
         new = {k: v for k, v in new.items() if k not in ('row_tokens', 'micro_batch', 'grad_accum')}

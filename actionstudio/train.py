@@ -63,6 +63,7 @@ def planned(
 ) -> Plan:
     "The best way to train that this machine and this package allow."
     cpu = m.gpu == 'cpu'
+    constants = msgspec.structs.replace(constants, host=os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2 ** 30)
     step = run.tokens_per_step(m.gpus * m.nodes) if cpu or not lengths else min(393_216, max(1, sum(n * k for n, k in lengths.items()) // 100))
     found = plans(run.model, run.regime, gpu=m.gpu, gpus=m.gpus, nodes=m.nodes, lengths=lengths, batch_tokens=step, constants=constants,
                   row=run.row_tokens if cpu or not lengths else min(8192, step), **({'optimisers': ['adamw']} if cpu else {}))

@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
+import yaml
 
 from actionstudio.config import Run, read_run, to_yaml
 from actionstudio.cluster import Target
@@ -337,6 +339,42 @@ def test_other_versions_are_named(cluster):
 
 KINDS = [dict(kind='torchrun', nodes=2), dict(kind='torchrun', nodes=2, hosts=['a', 'b']), dict(kind='slurm', nodes=2), dict(kind='slurm', nodes=1, sweep={'lr': [1e-5, 2e-5]}),
          dict(kind='kubernetes', nodes=2, name='demo', image='x', claim='c', secret='s'), dict(kind='deepspeed', nodes=2, hosts=['a', 'b'])]
+
+WORST = 'a \'b\' "c" $(touch CANARY) `touch CANARY`; touch CANARY & {{ 7*7 }}\ntouch CANARY\nPY\ntouch CANARY\n'
+
+def texts(kind):
+    "The fields that take any text, with a way to put one in."
+    for f in msgspec.structs.fields(kind):
+        if 'Literal' in str(f.type): continue
+        if f.type in (str, str | None): yield f.name, lambda x: x
+        elif 'dict' in str(f.type): yield f.name, lambda x: {'lora_targets': [[x]]} if 'list' in str(f.type) else {'NCCL_X': x}
+        elif 'str' in str(f.type): yield f.name, (lambda x: x) if f.type == str | int | None else lambda x: [x]
+
+@pytest.mark.parametrize('field', [n for n, _ in texts(Run)])
+def test_no_field_of_a_run_is_executed(cluster, field):
+    "The worst of all names at once, in each field that takes text."
+    run = Run(**dict(model='model', data='data', out='out') | {field: dict(texts(Run))[field](WORST)})
+    cluster.folders(run.model, run.data)
+    cluster.write(run, bare(rdzv_port=free_port() % 30000 + 2000))
+    p = cluster.node('127.0.0.1')
+    assert p.returncode == 0 and read_run(cluster.args()[-1]) == run, p.err
+
+@pytest.mark.parametrize('field', [n for n, _ in texts(Target)])
+@pytest.mark.parametrize('keys', KINDS[:2] + KINDS[2:3] + KINDS[4:], ids=lambda k: k['kind'] + '-hosts' * ('hosts' in k))
+def test_no_field_of_a_target_is_executed(cluster, keys, field):
+    "Refused by name, or only text: in the scripts, which run, and in the manifest, which says what was said."
+    value = dict(texts(Target))[field]('/' * (field == 'mount') + WORST)
+    try: target = Target(**dict(gpus_per_node=8, rdzv_port=free_port() % 30000 + 2000) | keys | {field: value})
+    except InputError as e: assert f'key `{field}`' in str(e); return
+    assert field in ('env', 'image', 'mount'), field
+    cluster.folders()
+    cluster.write(RUN, target)
+    p = cluster.node('127.0.0.1', SLURM_JOB_ID='7')
+    assert p.returncode == 0, p.err
+    assert field != 'env' or cluster.variables()['NCCL_X'] == WORST
+    if keys['kind'] != 'kubernetes' or field == 'env': return
+    pod = list(yaml.safe_load_all((cluster.job/'jobset.yaml').read_text()))[1]['spec']['replicatedJobs'][0]['template']['spec']['template']['spec']['containers'][0]
+    assert value in (pod['image'], pod['volumeMounts'][1]['mountPath'])
 
 @pytest.mark.parametrize('keys', KINDS, ids=lambda k: f"{k['kind']}{'-hosts' * ('hosts' in k)}{'-sweep' * ('sweep' in k)}")
 def test_a_key_in_the_environment_is_written_nowhere(cluster, monkeypatch, keys):
