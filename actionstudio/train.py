@@ -167,6 +167,7 @@ def train(
     **overrides: Any,        # As for `read_run`
 ) -> dict:                   # The report
     "Train what a run file says; the same call goes on after a kill, and does nothing after the end. Raises `InputError`."
+    if probing and processes().world > 1: raise InputError(f'--probe: found {processes().world} processes, expected one: `actionstudio preflight RUN --steps 2` tries a run in all of them')
     run, note, at = _settled(path, say, probing, gpu, overrides)
     return _careful(run, note, at, on_step, say)
 
