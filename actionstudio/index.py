@@ -329,6 +329,10 @@ def _line_at(file: Path, place: str) -> dict:  # `place` is `name:line` or `name
         with open(file, 'rb') as f: return msgspec.json.decode(next(islice(f, int(place.rpartition(':')[2]) - 1, None)))
     return next((r for p, r in scan_joined(file) if p == place and isinstance(r, dict)), None)
 
+def _name_in(place: str, file: Path) -> str:  # What a place calls its file: the name, or in a folder the path from there; '' where it is another
+    names = [file.as_posix(), *('/'.join(file.parts[n:]) for n in range(1, len(file.parts)))]
+    return next((n for n in names if place.startswith(n) and place[len(n):len(n) + 1] in '[:/'), '')
+
 def raw_record(
     self: Index,
     record: dict,   # As the stage that converted it wrote it
@@ -337,10 +341,10 @@ def raw_record(
     origin = (record.get('meta') or {}).get('provenance') or {} if 'reason' not in record else {'place': record.get('place', '')}
     place = origin.get('place', '') if isinstance(origin, dict) else ''
     if 'reason' in record and isinstance(record.get('raw'), dict) and 'conversation' not in record['raw']: return record['raw']
-    for stage in self.stages.values():
-        for file in map(Path, load_json(stage/'report.json')['made_by'].get('sources', {})):
-            if place.startswith(file.name) and file.is_file(): return _line_at(file, place)
-    return None
+    files = [Path(f) for s in self.stages.values() for f in load_json(s/'report.json')['made_by'].get('sources', {})]
+    named = [(name, file) for file in files if (name := _name_in(place, file))]
+    name, file = max(named, key=lambda x: (len(x[0]), -len(str(x[1]))), default=('', None))
+    return _line_at(file, file.name + place[len(name):]) if file and file.is_file() else None
 
 Index.raw_record = raw_record
 

@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from itertools import groupby
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
 
 import msgspec
 
@@ -110,17 +110,54 @@ def _hits(values: list[tuple[tuple, Any]], t: Trajectory) -> dict[int, list[tupl
             if hit >= cursor: cursor = k, at + len(text)
     return out
 
+# %% ../nbs/20_sheet.ipynb #3f0a4cd4
+def _inside(v, path: tuple = ()) -> Iterable[tuple[tuple, Any]]:  # (path, object or list), the outer first
+    if not isinstance(v, (dict, list)) or not v: return
+    yield path, v
+    for k, x in v.items() if isinstance(v, dict) else enumerate(v): yield from _inside(x, (*path, k))
+
+def _above(places: Iterable[tuple[tuple, int]]) -> dict[tuple, set[int]]:  # Path → the messages that stand there or below
+    out = {}
+    for path, i in places:
+        for n in range(len(path) + 1): out.setdefault(path[:n], set()).add(i)
+    return out
+
+def _results(raw, t: Trajectory, words: dict[tuple, set[int]]) -> dict[tuple, int]:  # Path → the message whose content is the JSON there
+    out, inside = {}, list(_inside(raw))
+    for i, m in enumerate(t.conversation):
+        if not isinstance(m.content, (dict, list)): continue
+        same = [p for p, v in inside if p not in out and v == m.content]
+        for p in sorted(same, key=lambda p: sum(p[:n] in words for n in range(len(p))))[:1]: out[p] = i  # Arguments that equal a result stand beside words
+    return out
+
+def _between(raw, held: dict[tuple, set[int]], count: int) -> dict[tuple, int]:
+    out = {}
+    for path, v in _inside(raw):
+        if not isinstance(v, list) or len(held.get(path, ())) < 2: continue
+        for silent, run in groupby(range(len(v)), lambda k: (*path, k) not in held):
+            if not silent: continue
+            first, *_, last = [*run] * 2
+            before, after = max(held[*path, first - 1]) if first else -1, min(held[*path, last + 1]) if last + 1 < len(v) else count
+            if after - before == last - first + 2: out |= {(*path, k): before + 1 + k - first for k in range(first, last + 1)}
+    return out
+
+
+# %% ../nbs/20_sheet.ipynb #daf18097
+def _owner(raw, t: Trajectory, said: list[tuple[tuple, int]]) -> Callable[[tuple], int | None]:  # Takes a path
+    words = _above(said)
+    results = _results(raw, t, words)
+    held, alone = _above([*said, *results.items()]), _above(results.items()) | words
+    own = _between(raw, held, len(t.conversation)) | {p: min(x) for p, x in alone.items() if p and isinstance(p[-1], int) and len(x) == 1}
+    return lambda path: next((of[path[:n]] for of in (results, own) for n in range(len(path) + 1) if path[:n] in of), None)
+
 def raw_groups(
     raw,            # The record as it came
     t: Trajectory,  # What became of it
 ) -> list[Group]:
     "A raw record, group by group, each with the message that it became."
     values, roles = list(_values(raw)), {i: m.role for i, m in with_system(t)}
-    hits, under = _hits(values, t), {}
-    for k, found in hits.items():
-        for n in range(1, len(values[k][0]) + 1): under.setdefault(values[k][0][:n], set()).update(i for *_, i in found)
-    def owner(path): return next((min(under[p]) for n in range(1, len(path) + 1) for p in [path[:n]] if isinstance(p[-1], int) and len(under.get(p, ())) == 1), None)
-    cut = []  # (message, path, text)
+    hits, cut = _hits(values, t), []  # cut: (message, path, text)
+    owner = _owner(raw, t, [(values[k][0], i) for k, found in hits.items() for *_, i in found])
     for k, (path, v) in enumerate(values):
         found, where, at = sorted(hits.get(k, [])), json_path(list(path)), 0
         if len({i for *_, i in found}) < 2: cut.append((found[0][2] if found else owner(path), where, as_line(v))); continue

@@ -88,7 +88,7 @@ const recordView = root => {
   };
   const group = (name, [index, title, lines]) => {
     const own = tokens.filter(t => t.message === index), said = index === null ? [] : remarks(index);
-    const label = el('div', 'label', say(el('span'), index === null ? page.texts[title] || '…' : `${index < 0 ? '' : index + ' · '}${page.texts[title]}`));
+    const label = el('div', 'label', say(el('span'), index === null ? page.texts[title] || 'other fields' : `${index < 0 ? '' : index + ' · '}${page.texts[title]}`));
     if (name !== 'raw' && own.length) label.append(el('small', '', `${number(own.length)} tokens, ${number(own.filter(t => t.trained).length)} trained`));
     if (name !== 'raw' && said.length) label.append(el('small', 'flag', `⚑ ${said.length}`));
     const node = el('section', 'group', label), parts = [];
