@@ -46,6 +46,7 @@ def progress(
     with Progress(*columns, console=_err, disable=not _err.is_terminal) as bar:
         yield from bar.track(items, total=len(items) if hasattr(items, '__len__') else None, description=label)
 
+# %% ../nbs/50_cli.ipynb #67f53e73
 def show(report: dict, title: str) -> None:
     "A report as a table; nested counts become rows of their own."
     table = Table(title=title, show_header=False, title_justify='left')
@@ -66,6 +67,7 @@ def formats():
     for f in _call('convert:formats').values(): table.add_row(f.name, ', '.join(f.needs), 'yes' if f.export else '', f.about, f.licence)
     _out.print(table)
 
+# %% ../nbs/50_cli.ipynb #8c0e32e9
 @app.command()
 def convert(source: Annotated[list[Path], typer.Argument(help='Files and folders of raw records.')], out: Out,
             format: Annotated[str, typer.Option(help='A name from `actionstudio formats`, or auto.')] = 'auto',
@@ -81,6 +83,7 @@ def convert(source: Annotated[list[Path], typer.Argument(help='Files and folders
     skipped = len(report.get('skipped') or {})
     show({k: v for k, v in report.items() if k not in ('sources', 'skipped')} | ({'skipped': f'{skipped} files, named in report.json'} if skipped else {}), f'convert → {out}')
 
+# %% ../nbs/50_cli.ipynb #1023dcb6
 @app.command()
 def export(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], format: Annotated[str, typer.Option(help='A format that can be written.')], out: Out,
            name: Annotated[Optional[str], typer.Option(help="The dataset's name in the entry for LLaMA-Factory.")] = None, force: Force = False):
@@ -109,6 +112,7 @@ def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a 
     show({k: v for k, v in report.items() if k not in ('sources', 'new', 'findings', 'repaired')}, f'check → {out}')
     if hit := _call('check_file:failing', report, fail_on or []): _fail(f"found {', '.join(f'{n} × {code}' for code, n in hit.items())}, as --fail-on asked")
 
+# %% ../nbs/50_cli.ipynb #11fe7f3e
 def _print_findings(out: Path, lines: int) -> None:
     seen, kept, n, known = {}, {'error': [], 'warning': []}, 0, 0
     for f in _call('store:read', out/'findings.jsonl'):
@@ -129,6 +133,7 @@ def _print_rules(report: dict) -> None:
     for code in order: table.add_row(code, known[code].severity, *(_number(report[k][code]) if report[k].get(code) else '' for k in columns.values()))
     if order: _out.print(table)
 
+# %% ../nbs/50_cli.ipynb #600e55e6
 def _print_sources(sources: dict[str, dict], most: int = 15) -> None:  # Those that lose most; what they are found to have most often
     known, table = _call('rules:rules'), Table('source', 'runs', 'removed', 'errors, by runs')
     order = sorted(sources, key=lambda s: (-sources[s].get('removed', 0), -sources[s]['records']))
@@ -193,6 +198,7 @@ def critique(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or
     show(report | {'steps': {f'{s}, {k}': n for s, c in report['steps'].items() for k, n in c.items()}, 'lines': {}, 'agreement': {}}, f'critique → {out}')
     for who, found in report['agreement'].items(): _agreements(who, found)
 
+# %% ../nbs/50_cli.ipynb #b6af1155
 def _json(name: str, text: str | None):
     import json
     try: return None if text is None else json.loads(text)
@@ -213,6 +219,7 @@ def audit(critiqued: Annotated[Path, typer.Argument(help='A folder that `actions
     if not labels: return show({k: v for k, v in report.items() if k != 'lines'} | {'groups': {g: f"{c['drawn']} of {c['runs']}" for g, c in report['groups'].items()}}, f'audit → {out}')
     _agreements('judge & person', _call('audit:audit_report', out, labels))
 
+# %% ../nbs/50_cli.ipynb #9b9dfef4
 def _agreements(who: str, found: list):  # `Agreement`s, also as a report holds them
     table = Table('item', 'scale', 'runs', 'agreed (95 %)', "Cohen's κ (95 %)", title=who, title_justify='left')
     near = lambda x, ends: 'one category' if x is None else f'{x:.2f} ({ends[0]:.2f} to {ends[1]:.2f})'
@@ -227,6 +234,7 @@ def critic_data(critiqued: Annotated[Path, typer.Argument(help='A folder that `a
     "Write judgements that withstood the checks as Unified 2.0, to train a critic.\n\nExample: actionstudio critic-data out/critiqued --out out/critic"
     show(_call('critic_data:critic_data_file', critiqued, out, rubric, force), f'critic-data → {out}')
 
+# %% ../nbs/50_cli.ipynb #6b8078ea
 @app.command()
 def compare(first: Annotated[Path, typer.Argument(help='A folder that `actionstudio critique` made.')], second: Annotated[Path, typer.Argument(help='Another one, over the same runs.')]):
     "Say how far two judgements of the same runs agree: two judges, two modes, before and after.\n\nExample: actionstudio compare out/dear out/cheap"
@@ -268,6 +276,7 @@ def _print_refused(out: Path, lines: int) -> None:
 
 def _cost(x: dict | str) -> str: return x if isinstance(x, str) else f"{x['tokens']:,} tokens in {x['rows']:,} rows, {x['trained_tokens']:,} trained, {x['refused']:,} refused (first 50 records)"
 
+# %% ../nbs/50_cli.ipynb #24c4af58
 @app.command()
 def view(encoded: Annotated[Path, typer.Argument(help='A folder that `actionstudio encode` wrote; or a folder of stages, whose records are shown at each.')],
          tokenizer: Annotated[Path, typer.Option(help='The model folder of the tokenizer.')], out: Annotated[Path, typer.Option('--out', '-o', help='The HTML file to make.')],
@@ -277,6 +286,7 @@ def view(encoded: Annotated[Path, typer.Argument(help='A folder that `actionstud
     whole = not (encoded/'encoded.parquet').is_file() and not source
     show(_call('verifier:view_run', encoded, out, tokenizer, limit, force) if whole else _call('view:view_file', encoded, out, tokenizer, source, limit, force), f'view → {out}')
 
+# %% ../nbs/50_cli.ipynb #49abdb18
 @app.command()
 def verify(run: Annotated[Path, typer.Argument(help='A folder that a command made, or one that holds such folders.')],
            tokenizer: Annotated[Optional[Path], typer.Option(help='The model folder of the tokenizer; without it there are no tokens.')] = None,
@@ -335,6 +345,7 @@ def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
         def on_step(x): bar.update(task, total=x['steps'], completed=x['step'], description=f"step {x['step']}/{x['steps']}  loss {x['loss']:.3f}  {x['trained_tokens']:,} trained tokens")
         show(_call('train:train', run, on_step, lambda line: _out.print(line, soft_wrap=True, highlight=False), probe, gpu, **more), f'train → {out}')
 
+# %% ../nbs/50_cli.ipynb #9dac5ad9
 @app.command()
 def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter, as training writes it.')],
           base: Annotated[Path, typer.Option(help='The model folder that it was trained on.')], out: Out,
@@ -342,6 +353,7 @@ def merge(adapter: Annotated[Path, typer.Argument(help='A folder with an adapter
     "Merge an adapter into its base.\n\nExample: actionstudio merge out/train/adapter --base models/smol --out out/merged"
     show(_call('model:merge', adapter, base, out, dtype, force), f'merge → {out}')
 
+# %% ../nbs/50_cli.ipynb #7eecf3a2
 @app.command()
 def evaluate(model: Annotated[str, typer.Argument(help='A model folder; with --base-url the name that the server knows.')],
              source: Annotated[Path, typer.Argument(help='Unified Format 2.0, where the last assistant turn is the truth; or what --suite reads.')], out: Out,
@@ -374,6 +386,7 @@ def _rows(title: str, rows: list[dict]) -> None:
     for r in rows: table.add_row(*map(_number, r.values()))
     _out.print(table)
 
+# %% ../nbs/50_cli.ipynb #64ddd59d
 @app.command()
 def compare_scores(first: Annotated[Path, typer.Argument(help='A folder that `actionstudio evaluate` made.')], second: Annotated[Path, typer.Argument(help='Another one, of the same queries.')]):
     "Say whether the second model is better, number by number, with intervals and exact tests.\n\nExample: actionstudio compare-scores out/before out/after"
@@ -392,6 +405,7 @@ def serve(model: Annotated[Path, typer.Argument(help='A model folder.')], runs: 
     show({k: v for k, v in report.items() if k != 'commands'}, f'serve → {out}')
     for name, line in report['commands'].items(): _out.print(f'{name}: {line}', soft_wrap=True, highlight=False, markup=False)
 
+# %% ../nbs/50_cli.ipynb #f737c975
 @app.command()
 def parity(bundle: Annotated[Path, typer.Argument(help='A folder that `actionstudio serve` made.')], base_url: Annotated[str, typer.Option(help='The running server, such as http://localhost:8000/v1.')],
            model: Annotated[Optional[str], typer.Option(help="By the name that the server knows; the bundle's folder without it.")] = None,
@@ -427,6 +441,7 @@ def preflight(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], n
     if steps is None: show(_call('preflight:preflight', run, nodes, gpus_per_node), f'preflight: {run}')
     else: _call('train:rehearse', run, steps, lambda line: _out.print(line, soft_wrap=True, highlight=False, markup=False))
 
+# %% ../nbs/50_cli.ipynb #c038aef3
 @app.command()
 def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The folder to write to.')] = None,
            cluster: Annotated[Optional[Path], typer.Option(help='A description of the machines (YAML); the other options win over it.')] = None,
@@ -448,6 +463,7 @@ def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out:
         _out.print(f"start: {_call('launch:how_to_start', texts, out)}", markup=False, highlight=False, soft_wrap=True)
     if check and (found := _call('launch:lint', texts)): _fail('\n'.join(found))
 
+# %% ../nbs/50_cli.ipynb #05308c2b
 @app.command()
 def bench(source: Annotated[Path, typer.Argument(help='Files and folders of raw records.')],
           tokenizer: Annotated[Optional[Path], typer.Option(help='A model folder; without it encoding is left out.')] = None,
@@ -460,11 +476,13 @@ def bench(source: Annotated[Path, typer.Argument(help='Files and folders of raw 
     _rows(f'bench of {source}, one process', report.pop('steps'))
     show(report, 'measured on')
 
+# %% ../nbs/50_cli.ipynb #f2220647
 @app.command()
 def fetch(out: Out, force: Force = False):
     "Get the demo's model and benchmark from the package index.\n\nExample: actionstudio fetch --out out/assets"
     show(_call('demo:fetch_assets', out, force), f'fetch → {out}')
 
+# %% ../nbs/50_cli.ipynb #23b678fb
 @app.command()
 def demo(out: Annotated[Path, typer.Option('--out', '-o', help='The folder to make.')] = Path('out/demo'),
          budget: Annotated[Optional[int], typer.Option(help='Trained tokens (tokens with loss).')] = None,
@@ -478,6 +496,16 @@ class GateFailed(Exception):
 
 def _fail(why: str): raise GateFailed(why)
 
+# %% ../nbs/50_cli.ipynb #a6e4268f
+def _said(e: Exception) -> tuple[int, str] | None:  # (exit code, line), or None for a fault of ours
+    if isinstance(e, GateFailed): return 1, str(e)
+    if isinstance(e, InputError): return 2, ' '.join(str(e).split())
+    if isinstance(e, OSError) and e.strerror: return 2, f"{e.filename or 'disk'}: {e.strerror}"
+    if hasattr(e, 'format_message'): return getattr(e, 'exit_code', 2), f'{e.format_message()} (try --help)'  # Typer's usage errors
+    if type(e).__name__ in ('Abort', 'KeyboardInterrupt'): return 130, 'stopped'
+    return None
+
+# %% ../nbs/50_cli.ipynb #b659b126
 _QUIET = {'HF_HUB_OFFLINE': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'TRANSFORMERS_VERBOSITY': 'error', 'TOKENIZERS_PARALLELISM': 'true'}  # Libraries keep to our progress bars, and off the network
 
 def run_command(
@@ -497,18 +525,10 @@ def run_command(
     print(f'actionstudio: {said[1]}', file=sys.stderr)
     return said[0]
 
+# %% ../nbs/50_cli.ipynb #d6e3fed9
 def main():
     "The entry point of the command line."
     sys.exit(run_command(sys.argv[1:]))
-
-# %% ../nbs/50_cli.ipynb #a6e4268f
-def _said(e: Exception) -> tuple[int, str] | None:  # (exit code, line), or None for a fault of ours
-    if isinstance(e, GateFailed): return 1, str(e)
-    if isinstance(e, InputError): return 2, ' '.join(str(e).split())
-    if isinstance(e, OSError) and e.strerror: return 2, f"{e.filename or 'disk'}: {e.strerror}"
-    if hasattr(e, 'format_message'): return getattr(e, 'exit_code', 2), f'{e.format_message()} (try --help)'  # Typer's usage errors
-    if type(e).__name__ in ('Abort', 'KeyboardInterrupt'): return 130, 'stopped'
-    return None
 
 # %% ../nbs/50_cli.ipynb #eb3d8ec7
 if __name__ == '__main__' and '__file__' in globals(): main()
