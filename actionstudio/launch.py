@@ -19,8 +19,7 @@ import jinja2
 import msgspec
 
 from .cluster import Target, read_target, sweep_runs
-from .config import Run, read_run, to_yaml
-from .engines import Processes, refused
+from .config import Run, read_run, refused_on, to_yaml
 from .schema import InputError
 
 # %% ../nbs/90_launch.ipynb #5a464f7e
@@ -61,7 +60,7 @@ def launch(
 ) -> dict[str, str]:                     # File name → text
     "The files that start `run` on `target`."
     runs = sweep_runs(run, target)
-    if found := next(filter(None, (refused(r, Processes(0, target.world, target.procs)) for r in runs)), None): raise InputError(f'run: {found}')
+    if found := next(filter(None, (refused_on(r, target.world, target.procs) for r in runs)), None): raise InputError(f'run: {found}')
     out = {'run.yaml' if len(runs) == 1 else f'run-{k}.yaml': to_yaml(r) for k, r in enumerate(runs)}
     known = dict(run=run, target=target, outs=[r.out for r in runs], checkpoints=_checkpoints(run), files=out)
     for name in (*_FILES[target.kind], *(['all.sh'] if target.kind == 'torchrun' and target.hosts else [])):

@@ -112,7 +112,7 @@ class Metrics(TrainerCallback):
 
     def _kept(self, path, state) -> list[dict]:
         lines = [json.loads(x) for x in path.read_text().splitlines() if x.endswith('}')] if path.exists() else []
-        lines = [x for x in lines if x['step'] <= state.global_step]
+        lines = [x for x in lines if x['step'] <= state.global_step] if state.global_step else []  # From the start: measured anew
         if state.is_world_process_zero and path.exists():
             with atomic(path) as part: part.write_text(''.join(json.dumps(x) + '\n' for x in lines))
         return lines

@@ -9,7 +9,7 @@ __all__ = ['from_gguf', 'model_folder', 'expert_parameters', 'quantise_experts',
 # %% ../nbs/32_model.ipynb #11714dcf
 from pathlib import Path
 
-from .config import Run
+from .config import Run, refused_model
 from .schema import InputError
 from .store import fingerprint, load_json, stage
 
@@ -79,7 +79,7 @@ def load_for_training(
     dtype = torch.float32 if run.regime == 'full' else getattr(torch, run.dtype)
     options = {'quantization_config': _nf4(dtype)} if run.regime == 'qlora' else {}
     model = AutoModelForCausalLM.from_pretrained(model_folder(run.model), dtype=dtype, attn_implementation=attention, local_files_only=True, **options)
-    if cap := getattr(model.config, 'attn_logit_softcapping', None): raise InputError(f'{run.model}: attn_logit_softcapping: found {cap}, expected none, since no kernel here caps logits')
+    if why := refused_model(model.config.to_dict()): raise InputError(f'{run.model}: {why}')
     if run.regime == 'qlora': quantise_experts(model); _keep_packing(model)
     if run.checkpointed: checkpoint_layers(model, run.checkpointed)
     return model if run.regime == 'full' else _with_lora(model, run)

@@ -155,22 +155,21 @@ def certified_rows(
 def training_arguments(run: Run, steps: int, passes: int) -> SFTConfig:
     "What TRL and transformers are told. Raises `InputError`."
     cpu = not torch.cuda.is_available()
-    if cpu and run.optimiser != 'adamw': raise InputError(f'optimiser: found {run.optimiser} without a GPU, expected adamw')
     more = {} if run.optimiser == 'adamw' else {'optim': run.optimiser}
     if odd := [r for r in run.report_to if r not in get_available_reporting_integrations()]: raise InputError(f'report_to: found {odd[0]}, expected what is installed: {", ".join(get_available_reporting_integrations()) or "nothing is"}')
-    if run.heldout: more |= dict(eval_strategy='steps', eval_steps=run.save_every, metric_for_best_model='loss', greater_is_better=False)
+    if run.heldout: more |= dict(eval_strategy='steps', eval_steps=run.save_every, eval_on_start=last_checkpoint(Path(run.out)/'checkpoints') is None, metric_for_best_model='loss', greater_is_better=False)
     args = SFTConfig(
         output_dir=str(Path(run.out)/'checkpoints'), max_steps=steps, per_device_train_batch_size=1, gradient_accumulation_steps=passes,  # One flat row each
         learning_rate=run.lr, warmup_steps=round(run.warmup * steps), weight_decay=run.weight_decay, max_grad_norm=run.max_grad_norm,
         lr_scheduler_type={'constant': 'constant_with_warmup'}.get(run.schedule, run.schedule), seed=run.seed, data_seed=run.seed,
         bf16=run.regime == 'full' and run.dtype == 'bfloat16', use_cpu=cpu, dataloader_pin_memory=not cpu, gradient_checkpointing=False,
         dataset_kwargs={'skip_prepare_dataset': True}, remove_unused_columns=False, max_length=None, packing=False, padding_free=False,
-        logging_steps=run.log_every, logging_nan_inf_filter=False, save_steps=run.save_every, report_to=run.report_to or 'none', disable_tqdm=True, **more, **_engine(run))
+        logging_steps=run.log_every, logging_nan_inf_filter=False, save_steps=run.save_every, report_to=run.report_to or 'none', disable_tqdm=True, **more, **_engine(run, not cpu))
     if cpu: _on_cpus(run, args)
     return args
 
-def _engine(run: Run) -> dict:  # What it was told stands in the folder of the run, for a reader
-    told = engine(run)
+def _engine(run: Run, gpu: bool) -> dict:  # What it was told stands in the folder of the run, for a reader
+    told = engine(run, gpu=gpu)
     if processes().rank == 0: save_json(Path(run.out)/'engine.json', told)
     return told | ({'parallelism_config': ParallelismConfig(**told['parallelism_config'])} if 'parallelism_config' in told else {})
 

@@ -13,7 +13,7 @@ import shutil
 import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import msgspec
 import torch
@@ -24,7 +24,7 @@ from .dataset import scan_encoded
 from .dpo import train_dpo
 from .engines import processes
 from .model import model_folder
-from .plan import GPUS, Constants, Plan, corrected, filled, plans
+from .plan import GPUS, SIZES, Constants, Plan, corrected, filled, plans
 from .record import yaml_mapping
 from .schema import InputError
 from .sft import train_sft
@@ -60,14 +60,19 @@ def planned(
     m: Machine,
     lengths: dict[int, int] | None,
     constants: Constants = Constants(),
+    said: Sequence[str] = (),  # Keys that the run file has; the plan holds to them
 ) -> Plan:
-    "The best way to train that this machine and this package allow."
+    "The best way to train that this machine and the run file allow."
     cpu = m.gpu == 'cpu'
     constants = msgspec.structs.replace(constants, host=os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2 ** 30)
     step = run.tokens_per_step(m.gpus * m.nodes) if cpu or not lengths else min(393_216, max(1, sum(n * k for n, k in lengths.items()) // 100))
-    found = plans(run.model, run.regime, gpu=m.gpu, gpus=m.gpus, nodes=m.nodes, lengths=lengths, batch_tokens=step, constants=constants,
-                  row=run.row_tokens if cpu or not lengths else min(8192, step), **({'optimisers': ['adamw']} if cpu else {}))
-    return next((p for p in found if not p.note), found[0])
+    return plans(run.model, run.regime, gpu=m.gpu, gpus=m.gpus, nodes=m.nodes, lengths=lengths, batch_tokens=step, constants=constants,
+                 **({'row': run.row_tokens if cpu or not lengths else min(8192, step)} | _fixed(run, said)))[0]
+
+def _fixed(run: Run, said: Sequence[str]) -> dict[str, Any]:  # What a run file leaves no choice about, as `plans` takes it
+    fixed = {'optimiser': {'optimisers': [run.optimiser]}, 'sharding': {'shardings': [run.sharding], 'offload': run.offload}, 'checkpointed': {'checkpointed': [run.checkpointed]}}
+    sizes = {'micro': {run.micro_batch * run.row_tokens: run.grad_accum}, 'row': run.row_tokens}
+    return {k: v for key, how in (fixed | dict.fromkeys(SIZES, sizes)).items() if key in said for k, v in how.items()}
 
 def told(p: Plan, new: dict[str, Any]) -> list[str]:
     "What a plan filled in, and what it expects, a line each."
@@ -145,13 +150,13 @@ def _settled(path: str | Path, say, probing: bool, gpu: str | None, overrides: d
 def _settle(run: Run, said: list[str], m: Machine, probing: bool, say) -> dict:
     from transformers import AutoConfig
     say('attention: %s (%s)' % attention_of(AutoConfig.from_pretrained(model_folder(run.model), local_files_only=True), run.dtype))
-    try: p = planned(run, m, lengths := lengths_of(run))
+    try: p = planned(run, m, lengths := lengths_of(run), said=said)
     except InputError as e: say(f'no plan: {e}'); return {'filled': {}, 'probe': None, 'safer': []}  # A config that `plan` cannot read; the file's own sizes hold
     full, new = filled(run, said, p)
     found = probe(full) if probing else None
     if found:
         for line in told(p, new): say(line)
-        p = planned(run, m, lengths, corrected_by(p, found))
+        p = planned(run, m, lengths, corrected_by(p, found), said)
         say(f"measured: {found['tokens_per_second']:,.0f} tokens/s" + (f", {found['gib']:.1f} GiB" if found['gib'] else '') + '; planned again:')
         new = filled(run, said, p)[1]
     for line in told(p, new): say(line)
