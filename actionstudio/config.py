@@ -9,7 +9,7 @@ __all__ = ['EXPERT_BLOCKS', 'Run', 'cannot_split', 'refused_on', 'refused_model'
 # %% ../nbs/30_config.ipynb #20289be2
 import math
 from pathlib import Path
-from typing import Any, Iterator, Literal
+from typing import Any, ClassVar, Iterator, Literal
 
 import msgspec
 
@@ -20,9 +20,17 @@ _all_ = ['KeyProblem', 'Record', 'checked', 'field_table', 'read_record', 'to_ya
 
 # %% ../nbs/30_config.ipynb #98c9ade6
 _LORA = ('q_proj', 'k_proj', 'v_proj', 'o_proj')  # Zhang et al. 2025, section 4.5
+_ELSEWHERE = {  # As transformers, TRL, axolotl or LLaMA-Factory call it
+    'learning_rate': 'lr', 'num_train_epochs': 'epochs', 'num_epochs': 'epochs', 'per_device_train_batch_size': 'micro_batch', 'micro_batch_size': 'micro_batch', 'batch_size': 'micro_batch',
+    'gradient_accumulation_steps': 'grad_accum', 'output_dir': 'out', 'model_name_or_path': 'model', 'base_model': 'model', 'dataset': 'data', 'datasets': 'data', 'val_set': 'heldout',
+    'eval_dataset': 'heldout', 'max_length': 'row_tokens', 'max_seq_length': 'row_tokens', 'sequence_len': 'row_tokens', 'cutoff_len': 'row_tokens', 'logging_steps': 'log_every',
+    'save_steps': 'save_every', 'save_total_limit': 'keep', 'warmup_ratio': 'warmup', 'lr_scheduler_type': 'schedule', 'lr_scheduler': 'schedule', 'optim': 'optimiser', 'optimizer': 'optimiser',
+    'gradient_checkpointing': 'checkpointed', 'bf16': 'dtype', 'adapter': 'regime', 'finetuning_type': 'regime', 'load_in_4bit': 'regime', 'lora_rank': 'lora_r', 'lora_target': 'lora_targets',
+    'target_modules': 'lora_targets', 'lora_target_modules': 'lora_targets', 'loss_type': 'preference', 'pref_loss': 'preference', 'fsdp': 'sharding', 'deepspeed': 'sharding', 'stage': 'objective', 'rl': 'objective'}
 
 class Run(Record, kw_only=True, frozen=True):
     "One training run."
+    elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
     model: str  # Folder with the weights and the tokenizer
     data: str  # Folder written by `actionstudio encode`; for dpo a file of trajectories with `chosen` and `rejected`
     out: str  # Folder for checkpoints, metrics and the trained model

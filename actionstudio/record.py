@@ -10,7 +10,7 @@ import difflib
 import inspect
 import re
 from pathlib import Path
-from typing import Any, Iterator, Literal, get_args, get_origin
+from typing import Any, ClassVar, Iterator, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -29,9 +29,11 @@ class KeyProblem(InputError):
 def unknown(
     key: str,
     known,            # Names that would do
+    elsewhere: dict[str, str] = {},  # What other programs call them → their names here
 ) -> KeyProblem:
     "The refusal of a key that is not known; it names the nearest ones, or all."
-    near = difflib.get_close_matches(str(key), list(known), 3)
+    close = difflib.get_close_matches(str(key), [*known, *elsewhere], 3)
+    near = dict.fromkeys(elsewhere.get(n, n) for n in close)
     return KeyProblem(str(key), 'unknown, ' + (f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else f"expected one of {', '.join(known)}"))
 
 # %% ../nbs/04_record.ipynb #5f134b43
@@ -51,6 +53,8 @@ def _found(value) -> str:
 
 class Record(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     "A frozen record whose fields are checked on construction: first each type, then `refused`."
+    elsewhere: ClassVar[dict[str, str]] = {}  # As for `unknown`
+
     def __post_init__(self):
         for f in msgspec.structs.fields(self):
             value = getattr(self, f.name)
@@ -90,7 +94,7 @@ def checked(
     "Build a record from plain values, and refuse by name what does not fit."
     fields = {f.name: f for f in msgspec.structs.fields(kind)}
     for key in values:
-        if key not in fields: raise unknown(key, fields)
+        if key not in fields: raise unknown(key, fields, kind.elsewhere)
     for f in fields.values():
         if f.required and f.name not in values: raise KeyProblem(f.name, f'missing, expected {_expected(f.type)}')
     return kind(**{k: _built(v, fields[k].type, k) for k, v in values.items()})
