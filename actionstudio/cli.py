@@ -325,10 +325,9 @@ def plan(model: Annotated[str, typer.Argument(help='A model folder, a config.jso
     "Predict memory, speed and hours of every way to train a model.\n\nExample: actionstudio plan llama-3.1-8b --gpus 8 --gpu h200 --nodes 4"
     rows = _call('plan:plan_table', model, regime or ('full', 'lora', 'qlora'), data, feasible, gpu=gpu, gpus=gpus, nodes=nodes, row=row, batch_tokens=batch_tokens)
     table = Table(title=f'plan {model} on {nodes} × {gpus} {gpu}: predicted, not measured', title_justify='left')
-    notes = sorted({r.pop('note') for r in rows} - {''})
     for k in rows[0]: table.add_column(k, overflow='fold')
     for r in rows: table.add_row(*map(str, r.values()))
-    _out.print(table, *notes, sep='\n')
+    _out.print(table)
 
 # %% ../nbs/50_cli.ipynb #232047bf
 @app.command()
