@@ -75,7 +75,7 @@ class Pieces:
     def __init__(
         self,
         tokenizer,              # A fast Hugging Face tokenizer
-        limit: int = 4_000_000, # Characters to remember, about 20 bytes each
+        limit: int = 4_000_000, # Characters to remember, about 20 bytes each, 150 where places are written down
     ):
         self.backend, self.limit, self.known, self.size = tokenizer.backend_tokenizer, limit, {}, 0
         special = sorted((str(t) for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
