@@ -16,6 +16,7 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from accelerate import DistributedType, ParallelismConfig
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import AutoConfig, PrinterCallback
 from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig, SFTTrainer
@@ -157,6 +158,7 @@ def training_arguments(run: Run, steps: int, passes: int) -> SFTConfig:
     cpu = not torch.cuda.is_available()
     more = {} if run.optimiser == 'adamw' else {'optim': run.optimiser}
     if odd := [r for r in run.report_to if r not in get_available_reporting_integrations()]: raise InputError(f'report_to: found {odd[0]}, expected what is installed: {", ".join(get_available_reporting_integrations()) or "nothing is"}')
+    if run.offload and run.sharding in ('fsdp', 'hsdp') and not cpu: more |= dict(ddp_backend='cuda:nccl,cpu:gloo')  # The norm of gradients in CPU memory is summed over gloo
     if run.heldout: more |= dict(eval_strategy='steps', eval_steps=run.save_every, eval_on_start=last_checkpoint(Path(run.out)/'checkpoints') is None, metric_for_best_model='loss', greater_is_better=False)
     args = SFTConfig(
         output_dir=str(Path(run.out)/'checkpoints'), max_steps=steps, per_device_train_batch_size=1, gradient_accumulation_steps=passes,  # One flat row each
@@ -175,6 +177,7 @@ def _engine(run: Run, gpu: bool) -> dict:  # What it was told stands in the fold
 
 def _on_cpus(run: Run, args: SFTConfig) -> None:  # accelerate prepares engines for GPUs only; over gloo they do the same on CPUs
     if run.sharding in ('fsdp', 'hsdp'): args.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    if run.offload and args.fsdp_plugin_args: args.fsdp_plugin_args['cpu_offload'] = CPUOffloadPolicy(pin_memory=False)  # Pages are pinned for a GPU's sake
     if run.sharding.startswith('zero'):
         import deepspeed
         deepspeed.init_distributed('gloo', auto_mpi_discovery=False, verbose=False)

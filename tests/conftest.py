@@ -34,6 +34,29 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='session')
+def weighted(model):
+    "The same folder, and weights in it."
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    return model
+
+
+@pytest.fixture(scope='module')
+def work(weighted, tmp_path_factory):
+    "A folder to train in: `model`, and `rows` of sixty short runs."
+    from actionstudio.encode_file import encode_file
+    from actionstudio.store import write
+    folder = tmp_path_factory.mktemp('work')
+    say = lambda k: [{"role": "user", "content": f"Say {k}."}, {"role": "assistant", "content": "word " * (1 + k % 7) + str(k)}]
+    write(folder/'d.jsonl', [{"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": say(k)} for k in range(60)])
+    encode_file(folder/'d.jsonl', folder/'rows', weighted)
+    (folder/'model').symlink_to(weighted)
+    return folder
+
+
 CHROMIUM_FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run']
 
 

@@ -11,22 +11,17 @@ from actionstudio.config import Run, to_yaml
 
 
 @pytest.fixture(scope='module')
-def folder(model, tmp_path_factory):
+def folder(weighted, tmp_path_factory):
     "Two models with weights, rows and pairs, whose lengths and numbers of trained tokens differ widely."
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from actionstudio.encode_file import encode_file
     from actionstudio.store import write
     folder = tmp_path_factory.mktemp('several')
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
-    (folder/'model').symlink_to(model)
+    (folder/'model').symlink_to(weighted)
     say = lambda k, end: {"role": "assistant", "content": "word " * (k * k % 37) + end}
     ask = lambda k: {"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": [{"role": "user", "content": f"Say {k}. " + "please " * (k * 5 % 11)}]}
     runs = [ask(k) | {"conversation": ask(k)["conversation"] + [say(k, str(k))]} for k in range(37)]
     write(folder/'d.jsonl', runs)
-    encode_file(folder/'d.jsonl', folder/'rows', model)
+    encode_file(folder/'d.jsonl', folder/'rows', weighted)
     write(folder/'pairs.jsonl', [ask(k) | {"chosen": [say(k, 'yes')], "rejected": [say(k + 3, 'no')]} for k in range(23)])
     return folder
 
@@ -54,13 +49,25 @@ def said(folder, name, ranks=4):
 def steps(folder, name): return [(x['loss'], x['grad_norm']) for x in map(json.loads, (folder/name/'metrics.jsonl').read_text().splitlines())]
 
 
+def weights(folder, name):
+    from safetensors.torch import load_file
+    [file] = [f for end in ('model', 'adapter_model') if (f := folder/name/'model'/f'{end}.safetensors').is_file()]
+    return load_file(file)
+
+
 def same(folder, name, one, tolerance=1e-5):
+    "Loss and norm of each step, and the weights at the end."
+    import torch
     a, b = steps(folder, name), steps(folder, one)
     assert len(a) == len(b) > 3
     for k, (x, y) in enumerate(zip(a, b), 1): assert x == pytest.approx(y, rel=tolerance), f'step {k} of {name}'
+    a, b = weights(folder, name), weights(folder, one)
+    assert a.keys() == b.keys()
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-4, atol=1e-6, msg=lambda why: f'{k} of {name}: {why}')
 
 
 ENGINES = [('replica', 2, 2), ('replica', 4, 4), ('fsdp', 2, 2), ('fsdp', 4, 4), ('hsdp', 4, 2), ('zero1', 2, 2), ('zero2', 2, 2), ('zero2', 4, 4), ('zero3', 2, 2), ('zero3', 4, 4)]
+MOVED = [('fsdp', 2, 2, 'offload'), ('hsdp', 4, 2, 'offload'), ('zero1', 2, 2, 'offload'), ('zero2', 2, 2, 'offload'), ('zero3', 2, 2, 'offload'), ('zero3', 4, 2, 'node_copy'), ('zero3', 4, 2, 'node_copy', 'offload')]
 SMALL = [('replica', 2, 2), ('fsdp', 2, 2), ('zero3', 2, 2)]
 
 
@@ -71,9 +78,9 @@ def matrix(folder, engines, kinds):
         one = f'one-{objective}-{regime}'
         jobs.append({'run': run_file(folder, one, **keys), 'world': 1})
         names.append((one, None))
-        for sharding, world, local in engines:
-            names.append((f'{sharding}-{world}-{objective}-{regime}', one))
-            jobs.append({'run': run_file(folder, names[-1][0], sharding=sharding, **keys), 'world': world, 'local': local})
+        for sharding, world, local, *words in engines:
+            names.append(('-'.join((sharding, str(world), *words, objective, regime)), one))
+            jobs.append({'run': run_file(folder, names[-1][0], sharding=sharding, **dict.fromkeys(words, True), **keys), 'world': world, 'local': local})
     done = start(folder, jobs, 60 * len(jobs))
     failed = {name: f"{d['codes']}\n{said(folder, name)}" for (name, _), d in zip(names, done) if any(d['codes'])}
     assert not failed, '\n'.join(f'{k}: {v}' for k, v in failed.items())
@@ -90,6 +97,14 @@ def test_two_processes_are_one(folder): matrix(folder, SMALL, [('sft', 'full')])
 def test_every_engine_is_one_process(folder, objective, regime): matrix(folder, ENGINES, [(objective, regime)])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('regime', ['full', 'lora'])
+@pytest.mark.parametrize('objective', ['sft', 'dpo'])
+def test_what_is_split_lies_elsewhere_too(folder, objective, regime):
+    "States and weights in CPU memory, and a second copy of the weights in each of two nodes."
+    matrix(folder, MOVED, [(objective, regime)])
+
+
 def test_a_run_of_four_goes_on_with_two(folder):
     "It stops in the middle on four processes, and ends on two: losses, norms and weights are those of one process that nobody stopped."
     keys = dict(regime='full', devices=None, save_every=2, epochs=2.0)
@@ -97,21 +112,18 @@ def test_a_run_of_four_goes_on_with_two(folder):
     whole, killed, rest = start(folder, jobs)
     assert whole['codes'] == [0] and 7 in killed['codes'] and rest['codes'] == [0, 0], said(folder, 'moved')
     same(folder, 'moved', 'alone')
-    import torch
-    from safetensors.torch import load_file
-    a, b = (load_file(folder/name/'model/model.safetensors') for name in ('moved', 'alone'))
-    assert a.keys() == b.keys()
-    for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('regime', ['full', 'lora'])
 def test_every_engine_goes_on_with_fewer(folder, regime):
     "From four processes on two; DeepSpeed's checkpoints belong to a number of processes, and it says so."
-    names = {f'{sharding}-moved-{regime}': sharding for sharding in ('replica', 'fsdp', 'zero2', 'zero3')}
+    names = {f'{sharding}-moved-{regime}': sharding for sharding in ('replica', 'fsdp', 'fsdp-offload', 'zero2', 'zero3', 'zero3-offload')}
     one = f'alone-{regime}'
     jobs = [{'run': run_file(folder, one, regime=regime, epochs=2.0), 'world': 1}]
-    for name, sharding in names.items(): jobs += [{'run': run_file(folder, name, sharding=sharding, regime=regime, epochs=2.0, save_every=2), 'world': 4, 'stop': 5}, {'run': str(folder/f'{name}.yaml'), 'world': 2}]
+    for name, how in names.items():
+        sharding, *words = how.split('-')
+        jobs += [{'run': run_file(folder, name, sharding=sharding, regime=regime, epochs=2.0, save_every=2, **dict.fromkeys(words, True)), 'world': 4, 'stop': 5}, {'run': str(folder/f'{name}.yaml'), 'world': 2}]
     done = start(folder, jobs)
     for k, (name, sharding) in enumerate(names.items()):
         stopped, rest = done[1 + 2 * k:3 + 2 * k]

@@ -26,17 +26,13 @@ def asks(k):
 
 
 @pytest.fixture
-def made(model, tmp_path):
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+def made(weighted, tmp_path):
     write(tmp_path/'data.jsonl', [asks(k) for k in range(24)])
-    encode_file(tmp_path/'data.jsonl', tmp_path/'run'/'encoded', model)
+    encode_file(tmp_path/'data.jsonl', tmp_path/'run'/'encoded', weighted)
     write(tmp_path/'pairs.jsonl', [p.to_dict() for k in range(24) for p in make_pairs(Trajectory.from_dict(asks(k)), ['wrong_tool'])])
     def run(objective, **more):
         data = tmp_path/'pairs.jsonl' if objective == 'dpo' else tmp_path/'run'/'encoded'
-        return Run(**{'model': str(model), 'data': str(data), 'out': str(tmp_path/'run'/'train'), 'objective': objective, 'regime': 'full', 'dtype': 'float32', 'row_tokens': 512, 'lr': 1e-3, 'epochs': 30., 'save_every': 10 ** 6} | more)
+        return Run(**{'model': str(weighted), 'data': str(data), 'out': str(tmp_path/'run'/'train'), 'objective': objective, 'regime': 'full', 'dtype': 'float32', 'row_tokens': 512, 'lr': 1e-3, 'epochs': 30., 'save_every': 10 ** 6} | more)
     return run
 
 

@@ -23,22 +23,6 @@ def free_port():
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1] % 30000 + 2000
 
 
-@pytest.fixture(scope='module')
-def work(model, tmp_path_factory):
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from actionstudio.encode_file import encode_file
-    folder = tmp_path_factory.mktemp('preflight')
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
-    say = lambda k: [{"role": "user", "content": f"Say {k}."}, {"role": "assistant", "content": "word " * (1 + k % 7) + str(k)}]
-    (folder/'d.jsonl').write_text(''.join(json.dumps({"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": say(k)}) + '\n' for k in range(60)))
-    encode_file(folder/'d.jsonl', folder/'rows', model)
-    (folder/'model').symlink_to(model)
-    return folder
-
-
 def run_file(work, name, **keys):
     run = Run(**(dict(model=str(work/'model'), data=str(work/'rows'), out=str(work/name), regime='full', dtype='float32', row_tokens=64, lr=1e-3, save_every=4, sharding='replica') | keys))
     (work/f'{name}.yaml').write_text(to_yaml(run))

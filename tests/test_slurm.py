@@ -109,27 +109,12 @@ def slurm(tmp_path_factory):
         yield s
     finally: s.stop()
 
-@pytest.fixture(scope='module')
-def rows(model, tmp_path_factory):
-    "A tiny model with weights, and rows that it trains on."
-    import torch
-    from actionstudio.encode_file import encode_file
-    from transformers import AutoConfig, AutoModelForCausalLM
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
-    folder = tmp_path_factory.mktemp('data')
-    say = lambda k: [{"role": "user", "content": f"Say {k}."}, {"role": "assistant", "content": "word " * (1 + k % 7) + str(k)}]
-    runs = [{"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": say(k)} for k in range(60)]
-    (folder/'d.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in runs))
-    encode_file(folder/'d.jsonl', folder/'rows', model)
-    return folder/'rows'
-
 class Job:
-    def __init__(self, slurm, folder, model, rows):
+    def __init__(self, slurm, folder, work):
         from actionstudio.config import Run, to_yaml
         from actionstudio.launch import launch_texts, write_texts
         self.slurm, self.out, self.folder = slurm, folder/'out', folder/'job'
-        run = Run(model=str(model), data=str(rows), out=str(self.out), regime='full', dtype='float32', row_tokens=64, lr=1e-3, epochs=24, save_every=10)
+        run = Run(model=str(work/'model'), data=str(work/'rows'), out=str(self.out), regime='full', dtype='float32', row_tokens=64, lr=1e-3, epochs=24, save_every=10)
         (folder/'run.yaml').write_text(to_yaml(run))
         write_texts(launch_texts(folder/'run.yaml', kind='slurm', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, env={'GLOO_SOCKET_IFNAME': 'lo'}), self.folder)
         self.id = slurm('sbatch', '--parsable', 'job.sbatch', cwd=self.folder)
@@ -149,8 +134,8 @@ class Job:
         return hashlib.sha256((self.out/'model/model.safetensors').read_bytes()).hexdigest()
 
 @pytest.fixture(scope='module')
-def undisturbed(slurm, model, rows, tmp_path_factory):
-    job = Job(slurm, tmp_path_factory.mktemp('undisturbed'), model, rows)
+def undisturbed(slurm, work, tmp_path_factory):
+    job = Job(slurm, tmp_path_factory.mktemp('undisturbed'), work)
     return job, job.end()
 
 def test_both_nodes_take_part(undisturbed):
@@ -159,15 +144,15 @@ def test_both_nodes_take_part(undisturbed):
     steps = [json.loads(x)['step'] for x in (job.out/'metrics.jsonl').read_text().splitlines()]
     assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > 60
 
-def test_a_requeued_job_ends_with_the_same_weights(slurm, model, rows, undisturbed, tmp_path):
-    job = Job(slurm, tmp_path, model, rows)
+def test_a_requeued_job_ends_with_the_same_weights(slurm, work, undisturbed, tmp_path):
+    job = Job(slurm, tmp_path, work)
     job.midway()
     slurm('scontrol', 'requeue', job.id)
     assert job.end() == undisturbed[1]
     assert slurm('scontrol', '--oneliner', 'show', 'job', job.id).split('Restarts=')[1].split()[0] == '1'
 
-def test_a_job_that_loses_a_node_comes_back(slurm, model, rows, undisturbed, tmp_path):
-    job = Job(slurm, tmp_path, model, rows)
+def test_a_job_that_loses_a_node_comes_back(slurm, work, undisturbed, tmp_path):
+    job = Job(slurm, tmp_path, work)
     job.midway()
     slurm.lose('node-b')
     until(lambda: slurm.state(job.id) in ('PENDING', 'REQUEUED'), 90, job.log)

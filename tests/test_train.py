@@ -10,20 +10,12 @@ SCRIPT = 'import sys; from actionstudio.config import read_run; from actionstudi
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(model, tmp_path):
-    import torch
+def test_two_processes_are_one(work, tmp_path):
     from actionstudio.config import Run, to_yaml
-    from actionstudio.encode_file import encode_file
-    from transformers import AutoConfig, AutoModelForCausalLM
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
-    runs = [{"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": [{"role": "user", "content": f"Say {k}."}, {"role": "assistant", "content": "word " * (1 + k % 7) + str(k)}]} for k in range(60)]
-    (tmp_path/'d.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in runs))
-    encode_file(tmp_path/'d.jsonl', tmp_path/'rows', model)
     losses = {}
     (tmp_path/'train.py').write_text(SCRIPT)
     for name, world in (('one', 1), ('two', 2)):
-        run = Run(model=str(model), data=str(tmp_path/'rows'), out=str(tmp_path/name), regime='full', dtype='float32', row_tokens=128, devices=2, lr=1e-3)
+        run = Run(model=str(work/'model'), data=str(work/'rows'), out=str(tmp_path/name), regime='full', dtype='float32', row_tokens=128, devices=2, lr=1e-3)
         (tmp_path/f'{name}.yaml').write_text(to_yaml(run))
         start = [sys.executable] if world == 1 else [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '29577']
         done = subprocess.run([*start, str(tmp_path/'train.py'), str(tmp_path/f'{name}.yaml')], cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -1,7 +1,6 @@
 """Two hosts, each a network namespace with an address of its own: the generated scripts run as they are.
 
 What the hosts share is the file system, as nodes of a cluster do."""
-import json
 import os
 import shlex
 import shutil
@@ -36,22 +35,6 @@ def hosts():
         yield HOSTS
     finally:
         for name in HOSTS: subprocess.run(['ip', 'netns', 'del', name], env=os.environ | {'PATH': SBIN}, capture_output=True)
-
-
-@pytest.fixture(scope='module')
-def work(model, tmp_path_factory):
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from actionstudio.encode_file import encode_file
-    folder = tmp_path_factory.mktemp('hosts')
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
-    say = lambda k: [{"role": "user", "content": f"Say {k}."}, {"role": "assistant", "content": "word " * (1 + k % 7) + str(k)}]
-    (folder/'d.jsonl').write_text(''.join(json.dumps({"unique_trajectory_id": str(k), "task_instruction": "", "tools": [], "conversation": say(k)}) + '\n' for k in range(40)))
-    encode_file(folder/'d.jsonl', folder/'rows', model)
-    (folder/'model').symlink_to(model)
-    return folder
 
 
 def job(work, name, **keys):
