@@ -444,7 +444,7 @@ def preflight(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], n
 @app.command()
 def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The folder to write to.')] = None,
            cluster: Annotated[Optional[Path], typer.Option(help='A description of the machines (YAML); the other options win over it.')] = None,
-           kind: Annotated[Optional[str], typer.Option(help='torchrun, slurm, kubernetes or deepspeed.')] = None,
+           kind: Annotated[Optional[str], typer.Option(help='torchrun (by hand, or over ssh where the cluster file has `hosts`), slurm, kubernetes (JobSet) or deepspeed.')] = None,
            nodes: Annotated[Optional[int], typer.Option(help='Machines.')] = None, gpus_per_node: Annotated[Optional[int], typer.Option(help='0: CPU.')] = None,
            partition: Annotated[Optional[str], typer.Option(help='Slurm queue.')] = None, account: Annotated[Optional[str], typer.Option(help='Who Slurm charges.')] = None,
            time: Annotated[Optional[str], typer.Option(help='Slurm time limit.')] = None,
@@ -460,7 +460,9 @@ def launch(run: Annotated[Path, typer.Argument(help='A run file (YAML).')], out:
         _call('launch:write_texts', texts, out, force)
         show({name: f'{len(text.encode()):,} bytes' for name, text in texts.items()}, f'launch → {out}')
         _out.print(f"start: {_call('launch:how_to_start', texts, out)}", markup=False, highlight=False, soft_wrap=True)
-    if check and (found := _call('launch:lint', texts)): _fail('\n'.join(found))
+    if not check: return
+    if found := _call('launch:lint', texts): _fail('\n'.join(found))
+    _out.print(f"check: {' and '.join(used := _call('launch:linters'))} found nothing{'' if 'shellcheck' in used else '; shellcheck is not installed'}", highlight=False)
 
 # %% ../nbs/50_cli.ipynb #05308c2b
 @app.command()

@@ -118,7 +118,7 @@ def read_target(
     given = {k: v for k, v in options.items() if v is not None}
     values, lines = ({}, {}) if path is None else yaml_mapping(path)
     try: return checked(Target, values | given)
-    except KeyProblem as e: raise InputError(f"{path}:{lines[e.key]}: {e}" if e.key in lines and e.key not in given else f"{'option' if e.key in given or path is None else path}: {e}") from None
+    except KeyProblem as e: raise InputError(f"{path}:{lines[e.key]}: {e}" if e.key in lines and e.key not in given else f"{'option' if e.key in given else path or 'option or cluster file'}: {e}") from None
 
 # %% ../nbs/86_cluster.ipynb #c0000012
 def sweep_runs(
