@@ -166,14 +166,14 @@ const render = ({model, el: host}) => {
     const facts = el('table', '', el('caption', '', `step ${number(s.step)} of ${number(s.steps)}: loss ${nats(s.loss)}${s.preference === null ? '' : ` a token, ${nats(s.preference)} a pair`}`), ...[['trained', `${(100 * s.trained_share).toFixed(1)} % of ${number(s.real)} tokens`],
       ['tokens a second', `${rate(s.per_second.padded)} padded, ${rate(s.per_second.real)} real, ${rate(s.per_second.trained)} trained`], ['cost of looking', `${(100 * s.share).toFixed(2)} % of the time`],
       ...(s.left_out ? [['not shown', `${number(s.left_out)} tokens`]] : [])].map(([k, v]) => el('tr', '', el('th', '', k), el('td', '', v))));
-    const rows = s.segments.map((row, r) => el('div', 'packed', ...row.map((p, k) => {
-      const b = say(button('', `${plain(p.id)}, ${p.side || `leaf ${p.leaf}`}: ${number(p.tokens)} tokens, loss ${nats(p.loss)}`, () => step('segment', {row: r, place: k})), p.id);
-      b.append(` ${p.side ? `${p.side} · ` : ''}${number(p.tokens)} · ${nats(p.loss)}`);
+    const rows = s.segments.map((row, r) => el('div', 'packed', el('small', '', `row ${r + 1}`), ...row.map((p, k) => {
+      const b = button('', `${plain(p.id)}, ${p.side || `leaf ${p.leaf}`}: ${number(p.tokens)} tokens, loss ${nats(p.loss)}`, () => step('segment', {row: r, place: k}));
+      b.append(say(el('span'), p.id), el('small', '', `${p.side ? `${p.side} · ` : ''}${number(p.tokens)} · ${nats(p.loss)}`));
       b.style.flexGrow = p.tokens;
       return b;
     })));
     const hardest = el('ol', 'hardest', ...s.hardest.map(t => el('li', '', button(`${nats(t.loss)} nats`, 'Show this token', () => { wanted = t.token; step('segment', {row: t.row, place: t.place}); }), say(el('span'), ` ${t.id} · message ${t.message} · ${t.field}`))));
-    live.replaceChildren(el('div', '', facts, drawing(s.curve)), losses('loss by field', s.fields), losses('loss by source', s.sources), ...(s.preference === null ? [] : [losses('loss by side', s.sides)]), el('div', 'rows', el('h3', '', 'packed rows'), ...rows), el('div', '', el('h3', '', 'hardest tokens'), hardest));
+    live.replaceChildren(el('div', '', facts, drawing(s.curve)), losses('loss by field', s.fields), losses('loss by source', s.sources), ...(s.preference === null ? [] : [losses('loss by side', s.sides)]), el('div', '', el('h3', '', 'hardest tokens'), hardest), el('div', 'rows', el('h3', '', 'packed rows: tokens · loss of each sample'), ...rows));
   };
 
   let wanted = null;
