@@ -26,14 +26,14 @@ from .dataset import load_tokenizer, recipe
 from .encode import Refused
 from .engines import processes
 from .live import watch
+from .metrics import Metrics, gauge
 from .model import load_for_training, model_folder
+from .pack import pack
 from .pairs import Pair, Side, encode_pair
 from .plan import shape_of
 from .schema import InputError, Trajectory, evaluation_only
-from .metrics import Metrics, gauge
 from .sft import check_tokens, finish, training_arguments
 from .steps import Batch, passes_per_step, plan_steps, share, step_tokens
-from .pack import pack
 from .store import fingerprint, load_json, read, save_json
 
 # %% ../nbs/35_dpo.ipynb #52ae6fcd

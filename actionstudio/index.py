@@ -86,11 +86,13 @@ def stages(
     if not found: raise InputError(f"{folder}: found no stage, expected what actionstudio {', '.join(ROAD)} make, or a folder of such folders")
     return {p.resolve().name: p for _, p in sorted(found)}
 
+# %% ../nbs/20b_index.ipynb #18f8a1b4
 def audits(folder: str | Path) -> list[Path]:
     "The audits of a run: the folder itself, or folders in it."
     made = lambda p: load_json(p/'report.json') if (p/'report.json').is_file() and (p/'drawn.jsonl').is_file() else {}
     return [p for p in (Path(folder), *sorted(Path(folder).glob('*/'))) if isinstance(m := made(p), dict) and (m.get('made_by') or {}).get('command') == 'audit']
 
+# %% ../nbs/20b_index.ipynb #e0d5d0e2
 _LINES = ('data', 'kept', 'train', 'heldout', 'rejected', 'removed', 'runs')  # Of records; findings and shortened runs are no records of their own
 
 def files_of(
@@ -121,6 +123,7 @@ def scan_stage(
     t['source'] = t['source'].astype('category')
     return t.drop_duplicates('id', keep='last').set_index('id')
 
+# %% ../nbs/20b_index.ipynb #802dcf6a
 def scan_rows(
     stage: Path,
 ) -> pd.DataFrame:  # Index: id. first_row, rows, tokens, trained
@@ -302,6 +305,7 @@ def at_stages(
 
 Index.at_stages = at_stages
 
+# %% ../nbs/20b_index.ipynb #8da09114
 def encoded_rows(
     self: Index,
     id: str,

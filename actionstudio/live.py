@@ -65,34 +65,38 @@ class Live(TrainerCallback):
         "Take what a forward pass of this step computed."
         if self.on: self.seen.append((ids, at, losses.detach(), None if pairs is None else pairs.detach()))
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start = self.last = time.perf_counter()
-        self.rows = deque(self.rows, max(64, 2 * args.gradient_accumulation_steps))  # All rows of a step are put together before the first one trains
+# %% ../nbs/33b_live.ipynb #8a34c785
+def _train_begins(self: Live, args, state, control, **kwargs):
+    self.start = self.last = time.perf_counter()
+    self.rows = deque(self.rows, max(64, 2 * args.gradient_accumulation_steps))  # All rows of a step are put together before the first one trains
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.seen, self.on = [], state.is_world_process_zero and self.cost <= self.limit * (time.perf_counter() - self.start)
+def _step_begins(self: Live, args, state, control, **kwargs):
+    self.seen, self.on = [], state.is_world_process_zero and self.cost <= self.limit * (time.perf_counter() - self.start)
 
-    def on_step_end(self, args, state, control, **kwargs):
-        now = time.perf_counter()
-        seconds, self.last = now - self.last, now
-        if not (self.on and self.seen): return
-        self.ring.put(self._step(state, seconds, now))
-        self.seen, self.on = [], False
-        self.cost += time.perf_counter() - now
+def _step_ends(self: Live, args, state, control, **kwargs):
+    now = time.perf_counter()
+    seconds, self.last = now - self.last, now
+    if not (self.on and self.seen): return
+    self.ring.put(_step(self, state, seconds, now))
+    self.seen, self.on = [], False
+    self.cost += time.perf_counter() - now
 
-    def _step(self, state, seconds: float, began: float) -> Step:
-        found = [x for x in map(self._row, self.seen) if x]
-        mean = lambda v: sum(v) / len(v) if v else None
-        losses, pairs = [v for row in found for p in row for v in p.losses if v is not None], [v for *_, p in self.seen if p is not None for v in p.tolist()]
-        now = time.perf_counter()
-        cost = self.cost + now - began
-        return Step(step=state.global_step, steps=state.max_steps, seconds=seconds, loss=mean(losses), padded=sum(ids.numel() for ids, *_ in self.seen), real=sum(len(p.ids) - p.shared for row in found for p in row),
-                    trained=sum(len(at) for _, at, *_ in self.seen), rows=found, cost=cost, share=cost / (now - self.start), preference=mean(pairs))
+Live.on_train_begin, Live.on_step_begin, Live.on_step_end = _train_begins, _step_begins, _step_ends
 
-    def _row(self, seen) -> list[Piece] | None:  # None: the row was put together before anybody watched
-        ids, at, losses = (x.cpu() for x in seen[:3])
-        samples = next((s for s, put in reversed(self.rows) if put.shape == ids.shape and torch.equal(put, ids)), None)
-        return None if samples is None else pieces_in([self.samples[i] for i in samples], dict(zip(at.tolist(), losses.tolist())))
+# %% ../nbs/33b_live.ipynb #ba23bde1
+def _step(live: Live, state, seconds: float, began: float) -> Step:
+    found = [x for seen in live.seen if (x := _row(live, *seen[:3]))]
+    mean = lambda v: sum(v) / len(v) if v else None
+    losses, pairs = [v for row in found for p in row for v in p.losses if v is not None], [v for *_, p in live.seen if p is not None for v in p.tolist()]
+    now = time.perf_counter()
+    cost = live.cost + now - began
+    return Step(step=state.global_step, steps=state.max_steps, seconds=seconds, loss=mean(losses), padded=sum(ids.numel() for ids, *_ in live.seen), real=sum(len(p.ids) - p.shared for row in found for p in row),
+                trained=sum(len(at) for _, at, *_ in live.seen), rows=found, cost=cost, share=cost / (now - live.start), preference=mean(pairs))
+
+def _row(live: Live, *tensors) -> list[Piece] | None:  # None: the row was put together before anybody watched
+    ids, at, losses = (x.cpu() for x in tensors)
+    samples = next((s for s, put in reversed(live.rows) if put.shape == ids.shape and torch.equal(put, ids)), None)
+    return None if samples is None else pieces_in([live.samples[i] for i in samples], dict(zip(at.tolist(), losses.tolist())))
 
 # %% ../nbs/33b_live.ipynb #3b5754a7
 def watch(

@@ -31,6 +31,7 @@ class Piece(msgspec.Struct, array_like=True):
     side: str = ''   # Of a pair: chosen or rejected
     shared: int = 0  # Tokens at its beginning that stand in the row once, with the piece before: the prompt of a pair
 
+# %% ../nbs/20d_ring.ipynb #fb47e256
 class Step(msgspec.Struct, kw_only=True):
     "What one step saw."
     step: int
@@ -74,6 +75,7 @@ def read_step(file: Path) -> Step:  # Raises `InputError`
     try: return msgspec.msgpack.decode(file.read_bytes(), type=Step)
     except (msgspec.DecodeError, msgspec.ValidationError) as e: raise InputError(f'{file}: {e}; expected a step that training wrote') from e
 
+# %% ../nbs/20d_ring.ipynb #1596a0dc
 def read_ring(
     folder: str | Path,
     after: int = -1,  # Only steps after this one
@@ -89,6 +91,7 @@ def pieces_of(step: Step) -> Iterator[tuple[int, int, Piece]]:
     for r, row in enumerate(step.rows):
         for k, p in enumerate(row): yield r, k, p
 
+# %% ../nbs/20d_ring.ipynb #ddb5694b
 def _mean(v: list[float]) -> float | None: return sum(v) / len(v) if v else None
 
 def summary(

@@ -80,6 +80,7 @@ class Group(msgspec.Struct, array_like=True):
 
 _ORDER = ('task_instruction', 'conversation', 'chosen', 'rejected', 'tools', 'meta')
 
+# %% ../nbs/20_sheet.ipynb #da9ba312
 def unified_groups(t: Trajectory) -> list[Group]:
     "A trajectory, group by group."
     d = t.to_dict()
@@ -191,6 +192,7 @@ def _message(path: str) -> int | None:
 
 def _worst(remarks: list[Remark]) -> str: return next((s for s in ('error', 'warning') if any(r.severity == s for r in remarks)), 'ok')
 
+# %% ../nbs/20_sheet.ipynb #8a0a449e
 def format_check(
     t: Trajectory,
     findings: list[Finding] | None = None,  # None: what `check` finds
@@ -212,6 +214,7 @@ def way_out(
     "What a person can do about a record that was not encoded."
     return _WAYS.get(code, 'another chat template: --chat-template FILE')
 
+# %% ../nbs/20_sheet.ipynb #f339a9ef
 def template_check(
     t: Trajectory,
     tokenizer,
@@ -238,6 +241,7 @@ def certificate_check(
     remarks = [Remark('certificate', 'error', p, _message(p), fix='encode again; a row that is not certified is not trained') for p in found.problems]
     return Check('Certificate', 'ok' if found.ok else 'error', 'certified' if found.ok else 'not certified', remarks)
 
+# %% ../nbs/20_sheet.ipynb #0778ba64
 def critic_check(critiques: list[Critique]) -> Check:
     "What judges said, claim by claim."
     remarks = []
@@ -281,6 +285,7 @@ class Sheet(msgspec.Struct, kw_only=True):
     def state(self) -> str:  # certified | problems | unchecked
         return next(({'ok': 'certified', 'none': 'unchecked'}.get(c.state, 'problems') for c in self.checks if c.name == 'Certificate'), 'unchecked')
 
+# %% ../nbs/20_sheet.ipynb #a0550f0b
 def sheet(
     t: Trajectory,
     tokenizer,
@@ -311,6 +316,7 @@ def differences(a: list[Group], b: list[Group]) -> list[tuple[int, int, int, int
     x, y = _flat(a), _flat(b)
     return [(_TAGS.index(tag), *at) for tag, *at in difflib.SequenceMatcher(None, x, y).get_opcodes()]
 
+# %% ../nbs/20_sheet.ipynb #fce8294c
 def told(a: list[Group], b: list[Group]) -> list[str]:  # Only lines that differ, with `-` and `+` before them
     "The differences as text."
     x, y = _flat(a), _flat(b)

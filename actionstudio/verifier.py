@@ -188,6 +188,7 @@ def difference(
     groups = lambda s: raw_groups(self.index.raw_record(first), run(first)) if s == 'raw' else unified_groups(run(at[s]))
     return told(groups(a), groups(b))
 
+# %% ../nbs/21_verifier.ipynb #e8b15632
 def record_page(self: Verifier) -> Page:
     "The open record as a static page."
     return page_of([self.record_sheet()], self.tokenizer, self.id)

@@ -32,6 +32,7 @@ class Beat(NamedTuple):
     busy: float    # Seconds of a forward pass, the mean of the last step; 0: not known
     at: float = 0. # When this was new to the reader, by the reader's clock: those of nodes may differ
 
+# %% ../nbs/33_watch.ipynb #2095e40d
 def beats(folder: str | Path) -> list[Beat]:
     "The last word of every rank."
     return sorted(Beat(**load_json(p)) for p in Path(folder).glob('[0-9]*.json'))
@@ -50,6 +51,7 @@ def hung(
     silent = [Beat(r, 'an unknown host', 0, 0, 0.) for r in range(world) if r not in {b.rank for b in found}]
     return silent or [b for b in found if _place(b) == min(map(_place, found))]
 
+# %% ../nbs/33_watch.ipynb #d3c4f0f9
 def stragglers(
     found: list[Beat],
     factor: float = 1.5,  # Times the middle rank's time
@@ -58,6 +60,7 @@ def stragglers(
     middle = median(b.busy for b in found) if found else 0.
     return [b for b in found if 0 < factor * middle < b.busy and b.busy - middle > .1]  # Below that it is noise
 
+# %% ../nbs/33_watch.ipynb #67e657c9
 def said(b: Beat, trouble: str) -> str:
     "One line for a log."
     return f'rank {b.rank} on {b.host} {trouble}: last step {b.step}'

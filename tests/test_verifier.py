@@ -1,8 +1,10 @@
 "What the verifier shows is what the commands print, and what is decided in it is what a mix makes."
 import json
+import re
 
 import pytest
 
+from actionstudio.assets import bfcl_files
 from actionstudio.store import read, write
 from actionstudio.verifier import Verifier
 
@@ -59,3 +61,14 @@ def test_a_mix_obeys_what_was_decided_in_the_widget(made, actionstudio, model):
     gone = {r['id']: (r['reason'], r['message']) for r in read(run/'mixed'/'removed.jsonl')}
     assert set(gone) == {kept[0], kept[2]} and gone[kept[0]][0] == 'decided_remove' and 'ann decided remove: asks twice' in gone[kept[0]][1] and gone[kept[2]][0] == 'decided_second_look'
     assert set(out) == set(kept) - set(gone) and out[kept[1]]['conversation'][3]['content'] == 'No, it is -4 °C.'
+
+
+def test_two_hundred_records_are_one_page_below_three_megabytes(tmp_path, actionstudio, model):
+    [questions] = [f for f in bfcl_files() if f.stem == 'BFCL_v4_multiple']
+    run, page = tmp_path/'run', tmp_path/'page.html'
+    for command in (('convert', questions, '-o', run/'data'), ('check', run/'data', '-o', run/'checked'), ('encode', run/'checked'/'kept.jsonl', '-o', run/'encoded', '--tokenizer', model), ('view', run, '--tokenizer', model, '-o', page)):
+        code, said, err = actionstudio(*command)
+        assert code == 0, err
+    html = page.read_text(encoding='utf-8')
+    assert [p.name for p in tmp_path.glob('*.html')] == ['page.html'] and page.stat().st_size < 3_000_000
+    assert html.count('<article id="r') == 200 and not re.search(r'\b(?:src|href)\s*=\s*["\']?(?:https?:)?//', html) and "default-src 'none'" in html

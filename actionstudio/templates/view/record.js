@@ -81,8 +81,8 @@ const recordView = root => {
   const share = part => tokens.length ? ` (${(100 * part / tokens.length).toFixed(1)} %)` : '';
 
   // Stages: groups of lines
-  const line = ([key, value]) => {
-    const path = page.texts[key], node = el('div', 'line');
+  const line = ([key, value], from = 0) => {
+    const path = page.texts[key].slice(from), node = el('div', 'line');
     if (path) node.append(say(el('span', 'key'), path), ' ');
     return (node.append(say(el('span', 'text'), page.texts[value])), node);
   };
@@ -91,13 +91,16 @@ const recordView = root => {
     const label = el('div', 'label', say(el('span'), index === null ? page.texts[title] || 'other fields' : `${index < 0 ? '' : index + ' · '}${page.texts[title]}`));
     if (name !== 'raw' && own.length) label.append(el('small', '', `${number(own.length)} tokens, ${number(own.filter(t => t.trained).length)} trained`));
     if (name !== 'raw' && said.length) label.append(el('small', 'flag', `⚑ ${said.length}`));
+    const start = name === 'raw' && lines.length ? /^[^.]*\]\./.exec(page.texts[lines[0][0]]) : null;  // The element of a list in which all lines stand is named once
+    const stem = start && lines.every(l => page.texts[l[0]].startsWith(start[0])) ? start[0] : '';
+    if (stem) label.append(say(el('small'), stem.slice(0, -1)));
     const node = el('section', 'group', label), parts = [];
     label.tabIndex = -1;
     label.setAttribute('role', 'button');
     for (let k = 0, some = [], size = 0; k < lines.length; k++) {
       some.push(lines[k]);
       size += page.texts[lines[k][1]].length + 40;
-      if (size > 3000 || k === lines.length - 1) { const these = some; parts.push(lazy[name].add(el('div'), 18 * Math.max(these.length, size / 45), () => these.map(line))); some = []; size = 0; }
+      if (size > 3000 || k === lines.length - 1) { const these = some; parts.push(lazy[name].add(el('div'), 18 * Math.max(these.length, size / 45), () => these.map(l => line(l, stem.length)))); some = []; size = 0; }
     }
     const inside = el('div', 'lines', ...parts);
     node.append(inside);
