@@ -294,7 +294,7 @@ def widget(self: Verifier):  # An `anywidget.AnyWidget`
     import anywidget
     import traitlets
     class VerifierWidget(anywidget.AnyWidget):
-        _esm, _css = _part('record.js') + _part('widget.js'), style()
+        _esm, _css = _part('record.js') + _part('widget.js'), style() + _part('widget.css')
         state, record = (traitlets.Dict().tag(sync=True) for _ in range(2))
         height = traitlets.Int(760).tag(sync=True)  # Pixels
     w = VerifierWidget(state=self.state(), record=self.record())

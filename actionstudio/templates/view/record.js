@@ -82,7 +82,7 @@ const recordView = root => {
 
   // Stages: groups of lines
   const line = ([key, value], from = 0) => {
-    const path = page.texts[key].slice(from), node = el('div', 'line');
+    const path = (page.texts[key] || '').slice(from), node = el('div', 'line');
     if (path) node.append(say(el('span', 'key'), path), ' ');
     return (node.append(say(el('span', 'text'), page.texts[value])), node);
   };
