@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT
-from test_view_browser import ATTACKS, CONTRAST
+from test_view_browser import ATTACKS, CONTRAST, assert_reached_by_tab, assert_side_by_side, assert_stacked
 
 from actionstudio.app import notebook
 from actionstudio.check_file import check_file
@@ -168,6 +168,15 @@ def played(page, run):
     shutil.rmtree(copy)
 
 
+def laid_out(page):
+    "The bar above, the list to the left of the record, the decisions below, all inside the verifier."
+    whole, bar, side, record, verdict = (page.locator(x).bounding_box() for x in ('.verifier', '.verifier .bar', '.verifier .side', '.verifier .record', '.verifier .verdict'))
+    end = lambda b: (b['x'] + b['width'], b['y'] + b['height'])
+    assert end(bar)[1] <= record['y'] + 1 and end(side)[0] <= record['x'] + 1 and end(record)[1] <= verdict['y'] + 1, (bar, side, record, verdict)
+    assert all(whole['x'] <= b['x'] and end(b)[0] <= end(whole)[0] + 1 and end(b)[1] <= end(whole)[1] + 1 for b in (bar, side, record, verdict))
+    assert_side_by_side(page)
+
+
 def clicked(page):
     "A token's message is framed in every pane that has it."
     page.locator('.verifier').focus()
@@ -185,6 +194,7 @@ def test_in_jupyterlab(lab, run, open_page, shots):
     run_cells(page)
     taken(page, 'open', {'id': 'run-022'})
     clicked(page)
+    laid_out(page)
     page.screenshot(path=shots/'lab.png')
     played(page, run)
     assert page.locator('.jp-Notebook .jp-Cell').count() <= 2  # JupyterLab took no key for itself
@@ -207,13 +217,23 @@ def test_as_an_app(app, run, model, open_page, shots):
     assert 'token' not in page.url
     taken(page, 'open', {'id': 'run-022'})
     clicked(page)
+    laid_out(page)
     page.keyboard.press('c')
     found = page.evaluate(CONTRAST)
     assert min(v for k, v in found.items()) >= 4.5, sorted(found.items(), key=lambda x: x[1])[:5]
     page.screenshot(path=shots/'app-checks.png')
     page.keyboard.press('c')
     page.locator('.pane[data-pane=tokens] .trained.call-arguments .tok').nth(2).click()
-    page.screenshot(path=shots/'app.png')
+    page.locator('.verifier').screenshot(path=shots/'app.png')
+    page.set_viewport_size({'width': 400, 'height': 900})
+    page.wait_for_timeout(300)
+    assert_stacked(page)
+    assert page.locator('.verifier .record').bounding_box()['height'] > 250
+    page.locator('.verifier').focus(); page.keyboard.press('n')
+    page.screenshot(path=shots/'app-narrow.png')
+    page.set_viewport_size({'width': 1500, 'height': 900})
+    page.locator('.verifier').focus()
+    assert_reached_by_tab(page)
     played(page, run)
     kill_kernels(p)
     page.goto(url)

@@ -36,6 +36,46 @@ CONTRAST = """() => {  // The weakest contrast of a text with the ground that it
   return out;
 }"""
 
+PLACES = """() => [...document.querySelectorAll('.pane')].filter(n => n.offsetParent).map(n => { const r = n.getBoundingClientRect(); return [n.dataset.pane, Math.round(r.left), Math.round(r.top), Math.round(r.right), Math.round(r.bottom)]; })"""
+PANES = ['raw', 'unified', 'after', 'rendered', 'tokens']
+REACHED = """() => {  // What has the focus, and whether that is seen; null: nothing
+  const n = document.activeElement;
+  if (n === document.body) return null;
+  document.reached = document.reached || new Set();
+  document.reached.add(n);
+  return [n.textContent.slice(0, 30) || n.getAttribute('aria-label'), parseFloat(getComputedStyle(n).outlineWidth)];
+}"""
+UNREACHED = """() => [...document.querySelectorAll('button:not(:disabled), select, input, a[href], summary, [tabindex="0"]')]
+  .filter(n => n.checkVisibility() && !document.reached.has(n)).map(n => n.outerHTML.slice(0, 80))"""
+
+
+def assert_side_by_side(page):
+    "The five panes stand beside one another, in order, each with room for text, and nothing lies beyond the window."
+    found = page.evaluate(PLACES)
+    assert [name for name, *_ in found] == PANES
+    assert all(a[3] <= b[1] + 1 and abs(a[2] - b[2]) < 2 and abs(a[4] - b[4]) < 2 for a, b in zip(found, found[1:])), found
+    assert all(right - left >= 150 and bottom - top >= 200 for _, left, top, right, bottom in found), found
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+
+
+def assert_stacked(page):
+    "In a narrow window the panes stand below one another, and none is wider than the window."
+    found = page.evaluate(PLACES)
+    assert [name for name, *_ in found] == PANES
+    assert all(a[4] <= b[2] + 1 for a, b in zip(found, found[1:])) and all(0 <= left and right <= 400 and right - left >= 300 for _, left, _, right, _ in found), found
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+
+
+def assert_reached_by_tab(page):
+    "Every control is reached by the Tab key, and the focus is seen on each."
+    page.evaluate(REACHED)
+    for _ in range(300):
+        page.keyboard.press('Tab')
+        at = page.evaluate(REACHED)
+        if at is None: break
+        assert at[1] >= 2, at
+    assert not page.evaluate(UNREACHED)
+
 
 @pytest.fixture(scope='module')
 def tok():
@@ -146,6 +186,21 @@ def test_mouse_and_keyboard(tok, shown):
     press('/'); page.keyboard.type('RUN-2')
     assert (page.locator('#count').inner_text(), title()) == ('1 of 3', 'run-2')
     press('Enter'); press('k'); assert title() == 'run-2' and not page.errors
+
+
+def test_layout_wide_and_narrow_and_by_tab(tok, shown):
+    runs = [trajectory(f'run-{k}') for k in range(2)]
+    page = shown(page_of([sheet(t, tok, raw={"log": [m.to_dict() for m in t.conversation]}, after=t, removed='odd') for t in runs], tok).html)
+    assert_side_by_side(page)
+    assert page.locator('nav').bounding_box()['width'] + 2 < page.locator('#record').bounding_box()['x'] + 4
+    page.keyboard.press('c')
+    assert_reached_by_tab(page)
+    page.set_viewport_size({'width': 400, 'height': 800})
+    page.wait_for_timeout(300)
+    assert_stacked(page)
+    for key in ('n', 'ArrowRight', 'ArrowDown'): page.keyboard.press(key)
+    box = page.locator('.pane[data-pane=unified] .lit').bounding_box()
+    assert page.locator('.lit').count() == 5 and box['width'] > 250
 
 
 def test_long_records_stay_quick_and_lose_no_token(tok, shown):
