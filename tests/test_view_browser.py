@@ -212,6 +212,11 @@ def test_long_records_stay_quick_and_lose_no_token(tok, shown):
     start = time.perf_counter()
     for key in ['n', *['ArrowRight'] * 20, *['ArrowDown'] * 3, 'n']: page.keyboard.press(key)
     assert (time.perf_counter() - start) / 25 < .25 and page.locator('*').count() < 6000
+    page.keyboard.press('Escape'); page.keyboard.press('n'); page.wait_for_timeout(500)
+    for k in range(2):  # From the top over thousands of tokens, and back
+        seen = page.evaluate("() => ['tokens', 'rendered'].map(p => { const pane = document.querySelector(`.pane[data-pane=${p}] .body`).getBoundingClientRect(), r = document.querySelector(`.pane[data-pane=${p}] .at`).getBoundingClientRect(); return r.top < pane.bottom && r.bottom > pane.top; })")
+        assert seen == [True, True]
+        page.keyboard.press('np'[k]); page.wait_for_timeout(500)
     numbers = page.evaluate("""async () => {
       const pane = document.querySelector('.pane[data-pane=tokens] .body'), seen = new Set();
       for (let y = 0; ; y += pane.clientHeight / 2) {

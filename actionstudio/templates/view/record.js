@@ -250,6 +250,10 @@ const recordView = root => {
     root.querySelectorAll('[data-message]').forEach(n => n.classList.toggle('lit', n.dataset.message === String(index)));
   };
   const follow = (index, but) => { for (const name in PANES) if (name !== but && !frame[name].hidden) near(body[name].querySelector(`[data-message="${index}"]`), 'start'); };
+  const hold = (act, wanted, frames = 12) => {  // What is above takes its true height only when it is near: the place is kept until it has
+    act();
+    if (frames) requestAnimationFrame(() => wanted() && hold(act, wanted, frames - 1));
+  };
   const unmark = () => root.querySelectorAll('.at').forEach(n => n.classList.remove('at'));
   const select = k => {
     if (k < 0 || k >= tokens.length) return;
@@ -257,12 +261,10 @@ const recordView = root => {
     const before = at >= 0 ? tokens[at].message : null, t = tokens[at = k];
     light(t.message);
     if (before !== t.message) follow(t.message, 'tokens');
-    for (const name of ['tokens', 'rendered']) lazy[name].fill(t.in[name]);
-    const node = t.in.tokens.querySelector(`[data-token="${k}"]`), text = t.in.rendered.querySelector(`[data-run="${t.run}"]`);
-    node.classList.add('at');
-    text.classList.add('at');
-    near(node);
-    near(text);
+    hold(() => {
+      for (const name of ['tokens', 'rendered']) lazy[name].fill(t.in[name]);
+      for (const node of [t.in.tokens.querySelector(`[data-token="${k}"]`), t.in.rendered.querySelector(`[data-run="${t.run}"]`)]) { node.classList.add('at'); near(node); }
+    }, () => tokens[at] === t);
     status.textContent = tell(k);
   };
   const choose = (index, from) => {  // A message was chosen
@@ -270,7 +272,7 @@ const recordView = root => {
     unmark();
     at = -1;
     light(index);
-    follow(index, from);
+    hold(() => follow(index, from), () => lit === index && at < 0);
     const own = tokens.filter(t => t.message === index), said = remarks(index);
     status.textContent = `message ${index} · ${number(own.length)} tokens, ${number(own.filter(t => t.trained).length)} trained${said.length ? ` · ⚑ ${said.map(r => plain(`${r.by}: ${r.text}`)).join(' · ')}` : ''}`;
   };
