@@ -240,12 +240,9 @@ class Report(msgspec.Struct, kw_only=True, repr_omit_defaults=True):
         "Count one trajectory (as a dict) and the raw record that it comes from."
         talk, raw = d['conversation'], d['meta'].get('raw') or ()
         self.records_out += 1
-        self.messages += len(talk); self.tools += len(d['tools'])
-        for m in talk:
-            if len(m) == 2 and 'content' in m: continue  # Beside it a role, and nothing to count
-            if calls := m.get('tool_calls'): self.calls += len(calls); self.parallel_turns += len(calls) > 1
-            if m['role'] == 'tool': self.results += 1
-            if not _FIELDS.issuperset(m): self.kept.update(f'conversation[].{k}' for k in m if k not in _FIELDS)
+        self.messages += len(talk); self.tools += len(d['tools']); self.results += [m['role'] for m in talk].count('tool')
+        for calls in [c for m in talk if (c := m.get('tool_calls'))]: self.calls += len(calls); self.parallel_turns += len(calls) > 1
+        if not _FIELDS.issuperset(set().union(*talk)): self.kept.update(f'conversation[].{k}' for m in talk for k in m if k not in _FIELDS)
         for k in raw if isinstance(raw, dict) else (): self.kept[f'$.{k}'] += 1
         for k in record:
             if k not in raw: self.carried[f'$.{k}'] += 1
@@ -570,7 +567,7 @@ def _in_processes(work: Callable, jobs: Iterator, workers: int, prints: Callable
     from concurrent.futures import ProcessPoolExecutor
     shelf, jobs, fork = _Shelf(workers + 2), enumerate(jobs), multiprocessing.get_context('fork')  # fork: formats registered here are known there
     with ProcessPoolExecutor(workers, fork, _follow, (shelf,)) as pool:
-        begin = lambda n: [pool.submit(_shelve, work, at, msgspec.structs.replace(j, block=j.block.light())) for at, j in itertools.islice(jobs, n)]
+        begin = lambda n: [pool.submit(_shelve, work, at, j) for at, j in itertools.islice(jobs, n)]
         under_way = deque(begin(workers + 1))
         with _hashing(prints, into):  # Once the workers are there: a process with threads should not fork
             for at in itertools.count():

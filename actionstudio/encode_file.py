@@ -55,9 +55,9 @@ def lines_of(
     "The records of a file, undecoded where they stand on lines of their own."
     source = source_file(source)
     for block in (b for file in ([source] if source.is_file() else shards(source)) for b in blocks(file)):
-        for n, line in enumerate(block.lines, block.line):
+        for n, line in enumerate(block.lines(), block.line):
             if line := line.strip(): yield f'{block.name}:{n}', line
-        for place, r in () if block.lines else block.records():
+        for place, r in () if block.span or block.text else block.records():
             if isinstance(r, Rejected): raise InputError(r.message)
             yield place, msgspec.json.encode(r)
 
@@ -158,7 +158,7 @@ def _refused(t: Trajectory) -> Rejected:
     return Rejected(reason='evaluation_only', message=f'{t.id}: found meta.split "evaluation" (licence: {of}), expected data to train on', place='', id=t.id)
 
 def _read(lines: bytes, part: Part) -> Iterator[Trajectory]:
-    for k, (place, r) in enumerate(Block(path='', name='', lines=lines.split(b'\n')).records()):
+    for k, (place, r) in enumerate(Block(path='', name='', text=lines).records()):
         try: yield Trajectory.from_dict(r) if not isinstance(r, Rejected) else _raise(r.message.removeprefix(f'{place}: '))
         except InputError as e: part.broken = k, str(e); return
 

@@ -138,7 +138,6 @@ def _lookers(recipe: Recipe, workers: int):  # Gives: (source's name, path, bloc
     _begin(recipe)  # A mistake in the recipe's files is found here, and not by a process that dies
     pool = ProcessPoolExecutor(workers, get_context('spawn'), _begin, (recipe,))
     def in_order(jobs):
-        jobs = ((name, path, block.light()) for name, path, block in jobs)
         begin = lambda n: [pool.submit(_looked_at, *job) for job in islice(jobs, n)]
         under_way = deque(begin(workers + 1))
         while under_way: done = under_way.popleft().result(); under_way.extend(begin(1)); yield done

@@ -11,6 +11,8 @@ import traceback
 
 import msgspec
 from jinja2 import TemplateError as JinjaError
+from jinja2.runtime import LoopContext
+from jinja2.utils import Namespace
 
 from .schema import UNSET, InputError, Message, Trajectory, shown, with_system
 
@@ -89,14 +91,20 @@ class _Memo:  # The `tojson` filter, once for each object; an object that is hel
         if key not in self.seen: self.seen[key] = (x, self.tojson(x, **how))
         return self.seen[key][1]
 
-_METHODS = frozenset(dir(dict))
+_METHODS, _PLAIN = frozenset(dir(dict)), {str, int, float, bool, type(None), list, dict}
+_ALLOWED = {dict: {'get', 'items', 'keys', 'values'}, str: {'startswith', 'endswith', 'strip', 'lstrip', 'rstrip', 'split', 'rsplit', 'replace', 'lower', 'upper', 'find'},
+            LoopContext: {'index', 'index0', 'first', 'last', 'length', 'previtem', 'nextitem'}}  # What the sandbox allows on any object of the kind
 
-def _getattr(env):  # `message.role`: a plain key needs none of the sandbox's questions
+def _getattr(env):  # `message.role`, `loop.first`, `ns.found`: these need none of the sandbox's questions
     ask = env.getattr
     def get(obj, attribute):
-        if type(obj) is not dict or attribute in _METHODS: return ask(obj, attribute)
-        try: return obj[attribute]
-        except KeyError: return env.undefined(obj=obj, name=attribute)
+        kind = type(obj)
+        if kind is dict and attribute not in _METHODS:
+            try: return obj[attribute]
+            except KeyError: return env.undefined(obj=obj, name=attribute)
+        if attribute in _ALLOWED.get(kind, ()): return getattr(obj, attribute)
+        if kind is Namespace and attribute[:1] != '_' and type(value := getattr(obj, attribute, ask)) in _PLAIN: return value
+        return ask(obj, attribute)
     return get
 
 # %% ../nbs/10_render.ipynb #af98b511

@@ -110,60 +110,74 @@ class Block(msgspec.Struct, kw_only=True):
     name: str           # What places call the file
     first: int = 0      # Records of the file before this block
     count: int = 0      # Records in it
-    line: int = 1       # Number of the first of `lines`
-    lines: list[bytes] = []  # JSONL: without their ends
-    span: tuple[int, int] | None = None  # Or where they begin and end in a file that is not packed
+    line: int = 1       # Number of its first line
+    span: tuple[int, int] | None = None  # JSONL: where its lines begin and end, in bytes
+    text: bytes = b''   # Or the lines themselves, from a packed file
     values: list[bytes | Rejected] = []  # Or elements of an array, each as JSON
     batch: Any = None   # Or rows of a Parquet file, as Arrow has them
 
     def records(self) -> Iterator[tuple[str, dict | Rejected]]:  # (`file:line`, or `file[index]`; the record)
         "Every record with its place, broken ones included."
         again = bytearray()
-        for n, text in enumerate(self._lines(), self.line):
+        for n, text in enumerate(self.lines(), self.line):
             if text.strip(): yield (place := f'{self.name}:{n}'), _decode(text, place, again)
         rows = self.values if self.batch is None else _rows(self.batch)
         for i, v in enumerate(rows, self.first):
             place = f'{self.name}[{i}]'
             yield place, _decode(v, place, again) if isinstance(v, bytes) else v if isinstance(v, dict) else _placed(v, place)
 
-    def light(self) -> 'Block':
-        "The same block without the text of its lines, where it can be read again: it goes to another process for nothing."
-        return self if self.span is None or Path(self.path).suffix in _PACKED else msgspec.structs.replace(self, lines=[])
-
-    def _lines(self) -> list[bytes]:
-        if self.lines or self.span is None: return self.lines
-        with open(self.path, 'rb') as f: f.seek(self.span[0]); return f.read(self.span[1] - self.span[0]).split(b'\n')
+    def lines(self) -> Iterator[bytes]:
+        "Its lines without their ends, blank ones included."
+        if self.span is None: yield from self.text.split(b'\n') if self.text else (); return
+        with open(self.path, 'rb', buffering=1 << 18) as f:
+            at, end = f.seek(self.span[0]), self.span[1]
+            for line in f:
+                at += len(line)
+                yield line[:-1] if line[-1:] == b'\n' else line
+                if at >= end: return
 
     def cut(self, count: int) -> 'Block':
         "The same block without the records after the first `count`."
         lines, left = [], count
-        for text in self.lines if count else ():
+        for text in self.lines() if count else ():
             lines.append(text); left -= bool(text.strip())
             if not left: break
-        return msgspec.structs.replace(self, count=min(count, self.count), span=None, lines=lines, values=self.values[:count],
+        return msgspec.structs.replace(self, count=min(count, self.count), span=None, text=b'\n'.join(lines), values=self.values[:count],
                                        batch=None if self.batch is None else self.batch.slice(0, count))
 
 def _placed(r: Rejected, place: str) -> Rejected: return msgspec.structs.replace(r, place=place, message=f'{place}: {r.message}')
 
 # %% ../nbs/01_store.ipynb #2bee5344
-def _line_blocks(f) -> Iterator[dict]:
-    line, begun, start = 1, [], 0  # begun: a line that has not ended, in pieces; it starts at byte `start`
-    while piece := f.read(_SIZE):
-        *lines, rest = piece.split(b'\n')
-        if not begun: start = f.at - len(piece)
-        if lines:
-            lines[0], begun = b''.join([*begun, lines[0]]), [rest]
-            yield _lines(lines, line, start, start := f.at - len(rest)); line += len(lines)
-            continue
-        begun.append(rest)
-        if f.at - start > _LIMIT:
+def _line_blocks(f, again: bool) -> Iterator[dict]:  # again: the file can be read again, so a block only says where its lines stand
+    window, held, line, at = bytearray(_SIZE), 0, 1, f.at  # The bytes from `at` on, `held` of them
+    while n := f.readinto(memoryview(window)[held:]):
+        end, held = window.rfind(b'\n', max(held - _SIZE, 0), held + n), held + n  # Also in what was held: it may come from `_to_next_line`
+        if end >= 0:
+            yield _lines(window, end, lines := window.count(b'\n', 0, end) + 1, line, at, again); line += lines
+            at, rest = at + end + 1, window[end + 1:held]
+            window[:len(rest)], held = rest, len(rest); del window[_SIZE:]
+        elif held > _LIMIT:
             yield {'values': [_too_long(f'line {line}')], 'count': 1}
-            while piece and b'\n' not in piece: piece = f.read(_SIZE)
-            line, begun = line + 1, []; f.back(piece.partition(b'\n')[2])
-    if last := b''.join(begun): yield _lines([last], line, start, f.at)
+            del window[_SIZE:]; past, rest = _to_next_line(f, window)
+            line, at, held = line + 1, at + held + past, rest
+        elif held == len(window): window += bytes(_SIZE)
+    if held: yield _lines(window, held, window.count(b'\n', 0, held) + 1, line, at, again)
 
-def _lines(lines: list[bytes], line: int, start: int, end: int) -> dict:
-    return {'lines': lines, 'line': line, 'span': (start, end), 'count': sum(map(bool, map(bytes.strip, lines)))}
+def _to_next_line(f, window: bytearray) -> tuple[int, int]:  # Bytes before it, and how many of it the window holds then
+    past = 0
+    while n := f.readinto(window):
+        if (end := window.find(b'\n', 0, n)) >= 0: window[:n - end - 1] = window[end + 1:n]; return past + end + 1, n - end - 1
+        past += n
+    return past, 0
+
+def _lines(window: bytearray, end: int, lines: int, line: int, at: int, again: bool) -> dict:
+    return {'line': line, 'count': lines - _blank(window, end)} | ({'span': (at, at + end)} if again else {'text': bytes(window[:end])})
+
+_BLANK = re.compile(rb'\n(?:\s|\Z)')  # The end of a line before one that may be blank
+
+def _blank(window: bytearray, end: int) -> int:  # Lines without a record: hardly a file has any, so the rest is not split to be counted
+    if not window[:1].isspace() and not _BLANK.search(window, 0, end): return 0
+    return sum(not line.strip() for line in window[:end].split(b'\n'))
 
 def _too_long(what: str): return Rejected(reason='too_long', message=f'found {what} of more than {_LIMIT:,} bytes, expected a record', place='')
 
@@ -245,7 +259,7 @@ def _pieces(path: Path) -> Iterator[dict]:
     else:
         with _open(path, 'rb') as f:
             f = _Unmarked(f)
-            yield from _line_blocks(f) if kind == 'lines' else _groups(_elements(f, kind == 'array'))
+            yield from _line_blocks(f, path.suffix not in _PACKED) if kind == 'lines' else _groups(_elements(f, kind == 'array'))
 
 def _batches(path: Path) -> Iterator[dict]:
     import pyarrow as pa
@@ -255,12 +269,11 @@ def _batches(path: Path) -> Iterator[dict]:
     except pa.ArrowException as e: raise OSError(str(e)) from e
 
 class _Unmarked:  # A file without its byte-order mark
-    def __init__(self, f): self.f, self.at = f, len(text := f.read(_SIZE)); self.start = text.removeprefix(_BOM); self.at -= len(self.start)
-    def read(self, size):
-        piece, self.start = self.start or self.f.read(size), b''
-        self.at += len(piece)  # Bytes of the file that were given out
-        return piece
-    def back(self, piece): self.start = piece; self.at -= len(piece)  # The next that is read
+    def __init__(self, f): self.f, self.start = f, (begin := f.read(len(_BOM))).removeprefix(_BOM); self.at = len(begin) - len(self.start)
+    def read(self, size): piece, self.start = self.start + self.f.read(size), b''; return piece
+    def readinto(self, place) -> int:
+        place[:(n := len(self.start))], self.start = self.start, b''
+        return n + (self.f.readinto(memoryview(place)[n:]) or 0)
 
 def blocks(
     path: str | Path,          # JSONL, one JSON array or documents, plain, `.gz` or `.zst`; or Parquet

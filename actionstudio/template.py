@@ -260,8 +260,9 @@ def _probe_calls(p: _Probe, d: Dialect) -> Dialect:
 
 # %% ../nbs/10_template.ipynb #264a7f96
 def _tail(p: _Probe, d: Dialect, special: list[str]) -> str:  # The request to go on, where it stands behind an answer that nobody asked to go on
-    try: asked, text = (p.renderer([_spoken(m, d) for m in ms], ask, **tools_for([], d)) for ms, ask in (([_USER], True), ([_USER, _SAID], False)))
+    try: asked, text, further = (p.renderer([_spoken(m, d) for m in ms], ask, **tools_for([], d)) for ms, ask in (([_USER], True), ([_USER, _SAID], False), ([_USER, _SAID, _USER], False)))
     except _RAISED: return ''
+    if further.startswith(text): return ''  # What stays where it stands closes the turn
     request = asked.rpartition('zquser')[2]
     first = min((x for x in special if x in request), key=request.index, default=None)
     if not first: return ''

@@ -165,10 +165,11 @@ def test_lines_that_span_reads_and_places(tmp_path, monkeypatch):
     monkeypatch.setattr('actionstudio.store._SIZE', 64); monkeypatch.setattr('actionstudio.store._LIMIT', 1000)
     rows = [run('a'), b'', b' \t', run('b', x='y' * 300), run('c', x='y' * 2000), b'{"id": 1}', run('d')]
     (tmp_path/'x.jsonl').write_bytes(b'\xef\xbb\xbf' + b'\n'.join(rows))
-    found = list(blocks(tmp_path/'x.jsonl'))
-    for kept in (found, [b.light() for b in found]):
-        got = [(p, r.reason if isinstance(r, Rejected) else r['id']) for b in kept for p, r in b.records()]
+    with gzip.open(tmp_path/'x.jsonl.gz', 'wb') as f: f.write((tmp_path/'x.jsonl').read_bytes())
+    for path in (tmp_path/'x.jsonl', tmp_path/'x.jsonl.gz'):
+        found = list(blocks(path, 'x.jsonl'))
+        got = [(p, r.reason if isinstance(r, Rejected) else r['id']) for b in found for p, r in b.records()]
         places, values = zip(*got)
         assert values == ('a', 'b', 'too_long', 1, 'd')
         assert [p for p in places if '[' not in p] == ['x.jsonl:1', 'x.jsonl:4', 'x.jsonl:6', 'x.jsonl:7']
-    assert sum(b.count for b in found) == 5
+        assert sum(b.count for b in found) == 5

@@ -122,7 +122,8 @@ def named(r: dict) -> tuple[dict, tuple]:
 _RESULTS = ('tool', 'function', 'ipython')  # `ipython`: Llama's role for what a call gave back
 _BLOCKS = ('tool_use', 'tool_result', 'thinking', 'redacted_thinking')  # Content parts that only Anthropic's API has
 
-_CHAT = ('system', 'user', 'assistant', 'developer', *_RESULTS)
+_SPEAKERS = frozenset(('system', 'user', 'assistant'))
+_CHAT = (*_SPEAKERS, 'developer', *_RESULTS)
 class _Plain(msgspec.Struct, gc=False): role: Literal[_CHAT]; content: str | None = None
 
 def _plain(messages: list) -> bool:  # Nearly always, and seen several times faster than message by message
@@ -163,8 +164,8 @@ def _read_calls(calls: list, i: int) -> list[dict]:  # Of message `i`; a place i
 def _from_messages(messages: list[dict], links: Links, lifts: Counter) -> Iterator[dict]:  # Most only speak, and go through as they are
     for i, m in enumerate(messages):
         role, calls = m['role'], m.get('tool_calls')
+        if len(m) == 2 and role in _SPEAKERS and 'content' in m: links.pause(); yield m; continue
         if role in _RESULTS: yield _answer(m, f'messages[{i}]', links, lifts); continue
-        if len(m) == 2 and role != 'developer' and 'content' in m: links.pause(); yield m; continue
         if role == 'developer': lifts['role developer → system'] += 1; m = m | {'role': 'system'}
         if not calls and m.get('function_call'): m = _modern(m, lifts); calls = m['tool_calls']
         if calls: yield {**m, 'tool_calls': links.call(_read_calls(calls, i))}
