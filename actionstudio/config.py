@@ -85,6 +85,11 @@ def cannot_split(
 # %% ../nbs/30_config.ipynb #906ad7d6
 _AT_LEAST_1 = ('lora_r', 'lora_alpha', 'row_tokens', 'micro_batch', 'grad_accum', 'devices', 'budget', 'log_every', 'save_every', 'keep', 'hang_seconds')
 
+def _useless(r: Run) -> Iterator[tuple[msgspec.structs.FieldInfo, str]]:  # What another key makes void, and why
+    for f in msgspec.structs.fields(r):
+        if r.regime == 'full' and f.name.startswith('lora_'): yield f, 'with `regime` full, expected it only with lora or qlora'
+        if r.objective == 'sft' and f.name in ('beta', 'preference'): yield f, 'with `objective` sft, expected it only with dpo'
+
 def _refused(r: Run) -> Iterator[tuple[str, str]]:
     for key in ('model', 'data', 'out'):
         if not (v := getattr(r, key)).strip() or '\0' in v: yield key, f'found {shown(v)}, expected the path of a folder'
@@ -99,10 +104,8 @@ def _refused(r: Run) -> Iterator[tuple[str, str]]:
     if r.epochs is not None and not 0 < r.epochs < math.inf: yield 'epochs', f'found {r.epochs}, expected more than 0'
     if not 0 <= r.seed < 2**32: yield 'seed', f'found {r.seed}, expected 0 or more and less than 2**32'
     if None not in (r.epochs, r.budget): yield 'budget', f'found {r.budget} beside `epochs` {r.epochs}, expected one of the two'
-    if r.regime == 'full':
-        for f in msgspec.structs.fields(r):
-            if f.name.startswith('lora_') and getattr(r, f.name) != default_of(f):
-                yield f.name, f'found {shown(getattr(r, f.name))} with `regime` full, expected it only with lora or qlora'
+    for f, why in _useless(r):
+        if (v := getattr(r, f.name)) != default_of(f): yield f.name, f'found {shown(v)} {why}'
     if r.node_copy and r.sharding != 'zero3': yield 'node_copy', f'found true with `sharding` {r.sharding}, expected it only with zero3'
     yield from cannot_split(r)
     if r.lora_experts and r.regime == 'qlora': yield 'lora_experts', 'found true with `regime` qlora, expected it only with lora: in peft, adapters on NF4 experts get no gradient'
@@ -177,6 +180,6 @@ def read_run(
 ) -> Run:              # Raises `InputError`
     "Read and check a run file."
     run, (values, lines) = read_record(Run, path, **overrides), yaml_mapping(path)
-    useless = sorted(k for k in values if run.regime == 'full' and k.startswith('lora_'))
-    for k in useless: raise InputError(f'{path}:{lines[k]}: key `{k}`: found with `regime` full, expected it only with lora or qlora')
+    for f, why in _useless(run):
+        if f.name in values: raise InputError(f'{path}:{lines[f.name]}: key `{f.name}`: found {why}')
     return run

@@ -108,7 +108,14 @@ class Metrics(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.lines, self.held = self._kept(self.path, state), self._kept(self.path.with_name('heldout.jsonl'), state)
         self.start = time.perf_counter() - (self.lines[-1]['seconds'] if self.lines else 0)
-        self.at = state.global_step, time.perf_counter()
+        self.ended = time.perf_counter()
+        self.at = state.global_step, self.ended
+
+    def on_step_end(self, args, state, control, **kwargs): self.ended = time.perf_counter()
+
+    def on_save(self, args, state, control, **kwargs):  # Rates are of steps: what was saved or measured between two of them is left out
+        now = time.perf_counter()
+        self.at, self.ended = (self.at[0], self.at[1] + now - self.ended), now
 
     def _kept(self, path, state) -> list[dict]:
         lines = [json.loads(x) for x in path.read_text().splitlines() if x.endswith('}')] if path.exists() else []
@@ -120,11 +127,13 @@ class Metrics(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         for k in [k for k in ('loss', 'grad_norm', 'eval_loss') if k in logs]:  # Before this step is saved
             if not math.isfinite(logs[k]): raise InputError(f'step {state.global_step}: {k}: found {logs[k]}, expected a finite number; the last good checkpoint is {last_checkpoint(args.output_dir)}')
-        if 'eval_loss' in logs: self._add(self.held, {'step': state.global_step, 'loss': logs['eval_loss']}, self.path.with_name('heldout.jsonl'), state)
+        if 'eval_loss' in logs:
+            self.on_save(args, state, control)
+            self._add(self.held, {'step': state.global_step, 'loss': logs['eval_loss']}, self.path.with_name('heldout.jsonl'), state)
         if 'loss' not in logs: return
         now, done = time.perf_counter(), self.tokens[:state.global_step]
         logs |= rates(self.gauge, self.tokens, self.at[0], state.global_step, now - self.at[1]) | {'memory_gib': memory_gib()}
-        self.at = state.global_step, now
+        self.at, self.ended = (state.global_step, now), now
         line = {'step': state.global_step, 'steps': state.max_steps, 'loss': logs['loss'], 'lr': logs['learning_rate'], 'grad_norm': logs['grad_norm'],
                 'tokens': sum(a for a, _ in done), 'trained_tokens': sum(t for _, t in done), 'seconds': round(now - self.start, 3)}
         for k, v in logs.items():

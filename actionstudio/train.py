@@ -24,7 +24,7 @@ from .dataset import scan_encoded
 from .dpo import train_dpo
 from .engines import processes
 from .model import model_folder
-from .plan import GPUS, SIZES, Constants, Plan, corrected, filled, plans
+from .plan import GPUS, SIZES, Constants, Plan, corrected, filled, plans, shape_of
 from .record import yaml_mapping
 from .schema import InputError
 from .sft import train_sft
@@ -150,8 +150,9 @@ def _settled(path: str | Path, say, probing: bool, gpu: str | None, overrides: d
 def _settle(run: Run, said: list[str], m: Machine, probing: bool, say) -> dict:
     from transformers import AutoConfig
     say('attention: %s (%s)' % attention_of(AutoConfig.from_pretrained(model_folder(run.model), local_files_only=True), run.dtype))
-    try: p = planned(run, m, lengths := lengths_of(run), said=said)
+    try: shape_of(run.model)
     except InputError as e: say(f'no plan: {e}'); return {'filled': {}, 'probe': None, 'safer': []}  # A config that `plan` cannot read; the file's own sizes hold
+    p = planned(run, m, lengths := lengths_of(run), said=said)
     full, new = filled(run, said, p)
     found = probe(full) if probing else None
     if found:
