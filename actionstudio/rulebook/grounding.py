@@ -72,6 +72,7 @@ def _forms(x: float) -> Iterator[str]:  # As it may be written, the likeliest fi
     yield from {f'{int(x):,}' if whole else f'{x:,.2f}', f'{x:g}' if x < 1e6 else str(x), str(x)} - {first}
 
 def _number(v: float, heard: _Heard) -> bool:
+    if not abs(v) < 1e300: return heard.any(_stands, str(v))  # Too large for arithmetic, or `nan`
     if (abs(v) <= 10 and v == int(v)) or v in heard.found: return True
     if _derived(v, heard): heard.found.add(v)
     return v in heard.found
