@@ -80,10 +80,12 @@ def _decode(text: bytes, place: str, again: bytearray) -> dict | Rejected:  # ag
     try:
         value = _parse(text)
         _write(value, again)
-        twice = text != again and _colons(text) != _colons(again) and _twice(text)
+        twice = text != again and (_colons(text) != _colons(again) or _ESCAPED.search(text)) and _twice(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         return _decode(text[3:], place, again) if text.startswith(_BOM) else _broken(text, place, str(e))
     return _broken(text, place, f'key {twice} stands twice', 'duplicate_key') if twice else _object(value, place)
+
+_ESCAPED = re.compile(rb'\\u003[aA]')  # Another way to write a colon
 
 def _colons(text: bytes | bytearray) -> int:  # As `count` says, in half the time
     import numpy as np

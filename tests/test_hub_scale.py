@@ -28,8 +28,9 @@ def converted(source, out, **options):
 @pytest.mark.parametrize('bad, reason', [
     (b'{"id": "b", "messages": [{"ro', 'broken_json'), (b'{"id": "\xff"}', 'broken_json'), (b'[1, 2]', 'not_an_object'),
     (b'{"id": "b", "x": NaN}', 'broken_json'), (b'{"x":' * 10_000 + b'1' + b'}' * 10_000, 'broken_json'),
-    (b'{"id": "b", "x": {"k": 1, "k": 2}, "messages": []}', 'duplicate_key'), (b'{"who": "me"}', 'unknown_format')],
-    ids=['cut off', 'invalid UTF-8', 'no object', 'NaN', 'deep', 'duplicate key', 'unknown'])
+    (b'{"id": "b", "x": {"k": 1, "k": 2}, "messages": []}', 'duplicate_key'),
+    (b'{"id": "b", "x": "\\u003A", "k": 1, "k": 2, "messages": []}', 'duplicate_key'), (b'{"who": "me"}', 'unknown_format')],
+    ids=['cut off', 'invalid UTF-8', 'no object', 'NaN', 'deep', 'duplicate key', 'duplicate key, escaped colon', 'unknown'])
 @pytest.mark.parametrize('array', [False, True], ids=['lines', 'array'])
 def test_a_bad_record_costs_itself(tmp_path, bad, reason, array):
     rows = [run('first'), bad, run('last')]
