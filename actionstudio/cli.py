@@ -81,6 +81,7 @@ def convert(source: Annotated[list[Path], typer.Argument(help='Files and folders
     "Convert raw records to Unified Format 2.0.\n\nExample: actionstudio convert logs.jsonl --out out/data"
     report = _call('convert:convert_file', source, out, format, limit, force, progress, workers, engine, suffix, shard, infer_tools, name)
     skipped = len(report.get('skipped') or {})
+    if len(report['sources']) > 1: _print_converted(report['sources'])
     show({k: v for k, v in report.items() if k not in ('sources', 'skipped')} | ({'skipped': f'{skipped} files, named in report.json'} if skipped else {}), f'convert → {out}')
 
 # %% ../nbs/50_cli.ipynb #1023dcb6
@@ -166,6 +167,16 @@ def mix(source: Annotated[Path, typer.Argument(help='A recipe (.yaml), or one fi
 
 def _frame(df):  # As wide as it is: a table that is cut to the window is not exact
     _out.print(df.to_string(float_format='{:,.1f}'.format, formatters={k: '{:,}'.format for k in df if '%' not in k}), soft_wrap=True, highlight=False, markup=False)
+
+# %% ../nbs/50_cli.ipynb #c0417ab2
+def _print_converted(sources: dict[str, dict], most: int = 15) -> None:  # Those that lose most first
+    table = Table('source', 'records', 'out', 'calls', 'rejected, by reason')
+    order = sorted(sources, key=lambda s: sources[s]['records_out'] - sources[s]['records_in'])
+    for name in order[:most]:
+        c = sources[name]
+        table.add_row(name, *(_number(c[k]) for k in ('records_in', 'records_out', 'calls')), ', '.join(f'{k} {n:,}' for k, n in sorted(c['rejected'].items(), key=lambda x: -x[1])[:3]))
+    _out.print(table)
+    if rest := order[most:]: _out.print(f"… and {len(rest):,} sources more: {sum(sources[s]['records_out'] for s in rest):,} of their {sum(sources[s]['records_in'] for s in rest):,} records converted", soft_wrap=True, highlight=False, markup=False)
 
 # %% ../nbs/50_cli.ipynb #c1c4171e
 @app.command()
