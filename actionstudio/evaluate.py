@@ -184,13 +184,15 @@ def _greedy(model, tokenizer, max_new_tokens):
 # %% ../nbs/41_evaluate.ipynb #e7a1c002
 _WORTH = 32  # Tokens in common from which on one more forward pass is worth it
 
-def _common(rows, cache) -> int:  # Tokens that all rows begin with, where the cache can copy them; each row keeps one of its own
-    from transformers.cache_utils import StaticLayer
-    if len(rows) < 2 or any(type(x) is not StaticLayer for x in cache.layers): return 0
+def _begin(rows) -> int:  # Tokens that all rows begin with; each row keeps one of its own
     least, most = min(rows), max(rows)  # In the order of lists, these two differ first
     n = next((k for k, (a, b) in enumerate(zip(least, most)) if a != b), min(len(least), len(most)))
     n = min(n, min(map(len, rows)) - 1)
-    return n if n >= _WORTH else 0
+    return n if n >= _WORTH and len(rows) > 1 else 0
+
+def _common(rows, cache) -> int:  # The same, where the cache can copy them
+    from transformers.cache_utils import StaticLayer
+    return _begin(rows) if all(type(x) is StaticLayer for x in cache.layers) else 0
 
 def _write(model, rows, config):  # Token ids that follow each row of ids, its stop token last, in one batch padded on the left
     import torch
@@ -253,13 +255,27 @@ def _taken(ids, stops):  # (ids before the stop token, tokens written, whether i
     end = next((k for k, i in enumerate(ids) if i in stops), None)
     return (ids, len(ids), False) if end is None else (ids[:end], end + 1, True)
 
-# %% ../nbs/41_evaluate.ipynb #8e2289a6
+# %% ../nbs/41_evaluate.ipynb #5b0a7c12
 def _order(ts, lengths) -> list[int]:  # Questions on the same tools together, so that they share their beginning; the longest first: memory fails early or not
     tools = [(t.task_instruction, repr(t.tools)) for t in ts]
     longest = {}
     for k, n in zip(tools, lengths): longest[k] = max(n, longest.get(k, 0))
     return sorted(range(len(ts)), key=lambda i: (-longest[tools[i]], tools[i], -lengths[i], i))
 
+def _to_read(rows) -> int:  # Tokens that are read before the first is written
+    n = _begin(rows)
+    return n + len(rows) * (max(map(len, rows)) - n)
+
+def _batches(todo, ids, size) -> list[list[int]]:  # One question more must not make a batch read more than twice what both would read apart
+    out = []
+    for i in todo:
+        batch = [ids[k] for k in out[-1]] if out else []
+        if batch and len(batch) < size and _to_read([*batch, ids[i]]) <= 2 * (_to_read(batch) + len(ids[i])): out[-1].append(i)
+        else: out.append([i])
+    return out
+
+
+# %% ../nbs/41_evaluate.ipynb #8e2289a6
 class Counted:
     "An iterator whose length is known beforehand, for a progress bar."
     def __init__(self, n: int, items: Iterable): self.n, self.items = n, items
@@ -286,7 +302,7 @@ class Local:
         room = getattr(self.model.config.get_text_config(), 'max_position_embeddings', None)
         ids = _fitting([x for _, x in asked], self.tokenizer, self.config, room, [t.id for t, _ in asked])
         todo = _order([t for t, _ in asked], [len(row) for row in ids])
-        batches = [todo[k:k + self.batch_size] for k in range(0, len(todo), self.batch_size)]
+        batches = _batches(todo, ids, self.batch_size)
         return Counted(len(batches), (self._batch([asked[i] for i in b], [ids[i] for i in b]) for b in batches))
 
     def _batch(self, asked, ids) -> list[Generation]:
