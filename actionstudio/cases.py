@@ -54,11 +54,14 @@ async def _judged(asker: Asker, t: Trajectory, reply: str, out: dict):
 def judge_texts(
     cases: list[tuple[Trajectory, str]],  # (case, reply)
     asker: Asker,
+    allow_unanswered: bool = False,       # Go on without the verdicts that did not come; else `Unfinished` is raised
 ) -> dict[str, bool | str]:               # Id → whether it is good; a text says why nobody knows
     "A judge's verdict on free texts; answers are kept, and not asked again."
     out: dict[str, bool | str] = {t.id: 'no answer' for t, _ in cases}
     try: run(asker.all([lambda a, t=t, reply=reply: _judged(a, t, reply, out) for t, reply in cases]))
-    except Unfinished as e: out |= {id: ', '.join(e.why) for id, v in out.items() if v == 'no answer'}
+    except Unfinished as e:
+        if not allow_unanswered: raise
+        out |= {id: ', '.join(e.why) for id, v in out.items() if v == 'no answer'}
     return out
 
 # %% ../nbs/41g_cases.ipynb #48c5a11c
@@ -66,6 +69,7 @@ def case_scores(
     cases: list[Trajectory],
     generations: list[Generation],   # In the same order
     asker: Asker | None = None,      # The judge; needed where a case asks for a text
+    allow_unanswered: bool = False,  # As for `judge_texts`
 ) -> tuple[pd.DataFrame, dict[str, bool | str]]:  # (a row for each ability, and their mean; id → right, wrong, or why it is unanswered)
     "Topic, call and text, each on its own cases."
     kinds = {t.id: ability(t) for t in cases}
@@ -76,7 +80,7 @@ def case_scores(
         if kinds[t.id] == 'topic': known[t.id] = _named(_read(g, t).content, t.meta['labels']['topics']) == [t.meta['labels']['topic']]
         if kinds[t.id] == 'call': known[t.id] = score([t], [g]).rows[0].verdict == 'exact'
     texts = [(t, _read(g, t).content) for t, g in answered if kinds[t.id] == 'text']
-    if texts: known |= judge_texts(texts, asker)
+    if texts: known |= judge_texts(texts, asker, allow_unanswered)
     rows = {}
     for kind in dict.fromkeys(kinds.values()):
         said = [known[i] for i, k in kinds.items() if k == kind]

@@ -27,20 +27,22 @@ from .store import atomic, fingerprint, save_json, stage, trajectories
 # %% ../nbs/41h_evaluate_file.ipynb #7cf90cdb
 def _bfcl_paths(source: Path) -> list[Path]: return sorted(source.glob('BFCL_v4_*.json')) if source.is_dir() else [source]
 
-def _bfcl_tables(source: Path, runs, wrote, judge) -> dict[str, pd.DataFrame]:
+def _bfcl_tables(source: Path, runs, wrote, *_) -> dict[str, pd.DataFrame]:
     said = {g.id: g for g in wrote}
     cases = [c for p in _bfcl_paths(source) for c in bfcl(p) if not said[c.id].unanswered]
     return {'BFCL, by the public rules': bfcl_scores(cases, [said[c.id] for c in cases])[0]}
 
-def _raven_tables(source: Path, runs, wrote, judge) -> dict[str, pd.DataFrame]:
+def _raven_tables(source: Path, runs, wrote, *_) -> dict[str, pd.DataFrame]:
     kept = [(t, g) for t, g in zip(runs, wrote) if not g.unanswered]
     return {'NexusRaven': nexusraven_scores(*map(list, zip(*kept))), "Beside the paper's Table 1": leaderboard({'this model': score(runs, wrote)})} if kept else {}
 
-SUITES: dict[str, tuple[Callable, Callable]] = {  # Name → (path → runs; path, runs, generations and judge → more tables)
+def _case_tables(source: Path, runs, wrote, judge, allow_unanswered): return {'Topic, call and text': case_scores(runs, wrote, judge, allow_unanswered)[0]}
+
+SUITES: dict[str, tuple[Callable, Callable]] = {  # Name → (path → runs; path, runs, generations, judge and whether it may fail → more tables)
     'calls': (lambda path: list(trajectories(path)), lambda *_: {}),
     'bfcl': (lambda path: [c.run for p in _bfcl_paths(path) for c in bfcl(p)], _bfcl_tables),
     'nexusraven': (lambda path: nexusraven(path), _raven_tables),
-    'cases': (lambda path: list(trajectories(path)), lambda path, runs, wrote, judge: {'Topic, call and text': case_scores(runs, wrote, judge)[0]})}
+    'cases': (lambda path: list(trajectories(path)), _case_tables)}
 
 TURNS = 'bfcl_turns'  # Here the next prompt depends on the last answer, so that it is played and not asked
 
@@ -105,7 +107,7 @@ def evaluate_file(
     if suite not in (*SUITES, TURNS): raise InputError(f'suite: found {suite}, expected one of {", ".join((*SUITES, TURNS))}')
     if endpoint and (adapter or chat_template): raise InputError(f"--{'adapter' if adapter else 'chat-template'}: found beside a server, expected the server to have it")
     options = {'command': 'evaluate', 'batch_size': batch_size, 'max_new_tokens': max_new_tokens, 'dtype': dtype, 'suite': suite, 'engine': 'server' if endpoint else engine,
-               'source': [fingerprint(p) for p in _bfcl_paths(Path(source))], 'model': str(model) if endpoint else weights_hash(model_folder(model)), 'allow_unanswered': allow_unanswered, 'judge': judge and judge[0],
+               'source': [fingerprint(p) for p in _bfcl_paths(Path(source))], 'model': str(model) if endpoint else weights_hash(model_folder(model)), 'judge': judge and judge[0],
                'adapter': adapter and fingerprint(Path(adapter)/'adapter_model.safetensors'), 'chat_template': chat_template and fingerprint(chat_template)}
     def work(folder):
         backend = backend_of(model, engine, endpoint, chat_template, adapter, batch_size, max_new_tokens, dtype)
@@ -120,10 +122,12 @@ def evaluate_file(
         if scores.unanswered and not allow_unanswered: raise InputError(_open(scores))
         if suite == 'cases': scores = score(*map(list, zip(*asked))) if (asked := [(t, g) for t, g in zip(runs, wrote) if ability(t) == 'call']) else score([], [])  # The others have no true call
         asker = judge and Asker(judge[0], Answers(folder/'judge.sqlite'), judge[1])
-        try: tables = more(Path(source), runs, wrote, asker)
+        try: tables = more(Path(source), runs, wrote, asker, allow_unanswered)
         finally: asker and asker.answers.close()
         return _written(folder, f'{model} on {Path(source).name}', scores, runs, tables)
-    return stage(out, options, work, force, resumes=True)
+    report = stage(out, options, work, force, resumes=True)
+    if report['unanswered'] and not allow_unanswered: raise InputError(f"{out}: found scores without {report['unanswered']} queries that got no answer, expected --allow-unanswered, or --force to ask all again")
+    return report
 
 def _open(scores: Scores) -> str:
     why = pd.Series(scores.unanswered).value_counts()
