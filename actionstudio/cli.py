@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -163,7 +164,14 @@ def mix(source: Annotated[Path, typer.Argument(help='A recipe (.yaml), or one fi
     if recipe and given: raise InputError(f"--{next(iter(given)).replace('_', '-')}: found beside a recipe, expected it in {source}")
     report = _call('mix:mix' if recipe else 'mix:split_file', source, out, force=force, progress=progress, workers=workers, **given, **counted)
     show({k: v for k, v in report.items() if k != 'sources'}, f'mix → {out}')
+    _say_held_out(report)
     if recipe: _frame(_call('mix:mix_table', report))
+
+def _say_held_out(report: dict):  # Fewer than half of what was asked for: a split that looks done and measures little
+    asked, n = report['made_by']['recipe'].get('held_out'), report['records_out']
+    if asked and report['heldout'] < asked['share'] * n / 2:
+        _err.print(f"mix: {report['heldout']:,} of {n:,} records are held out, {asked['share']:g} of them were asked for: records that share a {asked['by']} stay together; `held_out: {{by: …}}` in a recipe divides by another field",
+                   soft_wrap=True, highlight=False, markup=False)
 
 def _frame(df):  # As wide as it is: a table that is cut to the window is not exact
     _out.print(df.to_string(float_format='{:,.1f}'.format, formatters={k: '{:,}'.format for k in df if '%' not in k}), soft_wrap=True, highlight=False, markup=False)
@@ -325,6 +333,8 @@ def contamination(train: Annotated[Path, typer.Argument(help='Unified Format 2.0
     if hit := {f'{n}, {k}': c[k] for n, c in report['benchmarks'].items() for k in fail_on or () if c.get(k)}: _fail(f"found {', '.join(f'{v} × {k}' for k, v in hit.items())}, as --fail-on asked")
 
 # %% ../nbs/50_cli.ipynb #a7c1d2e3
+_HEADS = {'micro-batch': 'micro-\nbatch', 'accumulate': 'accumu-\nlate', 'checkpointed': 'check-\npointed'}  # So that a window of 80 columns holds the table
+
 @app.command()
 def plan(model: Annotated[str, typer.Argument(help='A model folder, a config.json, or a known shape such as llama-3.1-8b.')],
          regime: Annotated[Optional[list[str]], typer.Option(help='full, lora or qlora; all three without it.')] = None,
@@ -335,10 +345,11 @@ def plan(model: Annotated[str, typer.Argument(help='A model folder, a config.jso
          feasible: Annotated[bool, typer.Option('--feasible', help='Only what fits.')] = False):
     "Predict memory, speed and hours of every way to train a model.\n\nExample: actionstudio plan llama-3.1-8b --gpus 8 --gpu h200 --nodes 4"
     rows = _call('plan:plan_table', model, regime or ('full', 'lora', 'qlora'), data, feasible, gpu=gpu, gpus=gpus, nodes=nodes, row=row, batch_tokens=batch_tokens)
-    table = Table(title=f'plan {model} on {nodes} × {gpus} {gpu}: predicted, not measured', title_justify='left')
-    for k in rows[0]: table.add_column(k, overflow='fold')
-    for r in rows: table.add_row(*map(str, r.values()))
-    _out.print(table)
+    same = {k: v for k, v in rows[0].items() if len(rows) > 1 and len({r[k] for r in rows}) == 1}  # Said once, below
+    varied, table = [k for k in rows[0] if k not in same], Table(box=SIMPLE_HEAD, padding=0)
+    for k in varied: table.add_column(_HEADS.get(k, k), no_wrap=True)
+    for r in rows: table.add_row(*(str(r[k]) for k in varied))
+    _out.print(f'plan {model} on {nodes} × {gpus} {gpu}: predicted, not measured', table, '; '.join(f'{k}: {v}' for k, v in same.items()), sep='\n', highlight=False, markup=False)
 
 # %% ../nbs/50_cli.ipynb #232047bf
 @app.command()
