@@ -249,7 +249,7 @@ def _plan(ct: ChatTemplate, t: Trajectory, history: str, train, may_drop: tuple)
         shown = {k: x for k, x in turns.items() if text.startswith(x.text)}
         if here := left & shown.keys(): plan.leaves.append((text, shown, here))
         left -= shown.keys()
-    if not plan.leaves: raise Refused('nothing_to_train', f'{t.id}: no assistant turn is trained')
+    if not plan.leaves: raise Refused('nothing_to_train', f"{t.id}: {'no assistant turn is trained' if turns else 'the run has no assistant turn'}")
     return plan
 
 # %% ../nbs/11_encode.ipynb #6a2a8910
@@ -302,7 +302,8 @@ def encode_all(
     "Encode a stream, in order. Nobody is lost in silence: each trajectory gives its rows, or the reason why not."
     if history not in ('as_served', 'last_only', 'keep'): raise InputError(f'history: found {history!r}, expected as_served, last_only or keep')
     if odd := set(weights or ()) - set(FIELDS): raise InputError(f'weights: found {sorted(odd)}, expected fields among {", ".join(FIELDS)}')
-    ct, pieces, may_drop = probe(tokenizer, chat_template, keep=history == 'keep'), _pieces(tokenizer), tuple(may_drop)
+    if odd := set(may_drop := tuple(may_drop)) - {'reasoning', 'content'}: raise InputError(f'may_drop: found {sorted(odd)}, expected reasoning or content')
+    ct, pieces = probe(tokenizer, chat_template, keep=history == 'keep'), _pieces(tokenizer)
     chosen(Trajectory(unique_trajectory_id='', tools=[], conversation=[]), train)
     plan = lambda t: _or_reason(t, lambda: _plan(ct, t, history, train, may_drop))
     with ThreadPoolExecutor(1) as pool:  # One batch is tokenised while the next is rendered

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections import Counter, deque
 from contextlib import contextmanager
+from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import islice
@@ -22,12 +23,13 @@ import msgspec
 
 import actionstudio
 from .certify import certify
+from .check_file import data_in
 from .dataset import certificate_hash, load_tokenizer, made_with, recipe, rows_table, rows_writer, stop_tokens
 from .encode import chosen, encode_all
 from .length import POLICIES, Fitted, Lost, fit
 from .schema import InputError, Trajectory, evaluation_only, shown
 from .store import Block, Rejected, _made_by, atomic, blocks, fingerprint, load_json, save_json, shards, source_file, stage, trajectories, writing
-from .template import ChatTemplate, probe
+from .template import ChatTemplate, probe, reads
 
 # %% ../nbs/16_encode_file.ipynb #f48fea42
 class Chunk(msgspec.Struct):
@@ -261,6 +263,7 @@ def make_job(
     if odd := [k for k, w in weights.items() if not isinstance(w, (int, float)) or isinstance(w, bool) or not 0 <= w < 1e9]:
         raise InputError(f'weights: {odd[0]}: found {shown(weights[odd[0]])}, expected a number of 0 or more')
     tok, ct = kit(job)
+    if odd := sorted(options.keys() - (known := reads(ct))): raise InputError(f"options: {odd[0]}: the template reads no such argument{''.join(f', did you mean {n}?' for n in get_close_matches(odd[0], known, 1))}")
     if 'date' in ct.options: job = msgspec.structs.replace(job, options=msgspec.json.encode(options | {'date': ct.options['date']}, order='sorted').decode())
     list(encode_all([], tok, ct, job.history, job.train, None, weights or None, job.may_drop))
     return job
@@ -317,7 +320,7 @@ def _same_day(job: Job, out: Path, begun: Path) -> Job:  # The date of an earlie
 
 # %% ../nbs/16_encode_file.ipynb #3b30e63c
 def encode_file(
-    source: str | Path,                  # Unified Format 2.0
+    source: str | Path,                  # Unified Format 2.0, or a folder that a command made of it
     out: str | Path,                     # Gets `encoded.parquet`, `removed.jsonl`, `certificate.json`, `chat_template.jinja`, `report.json`; `shortened.jsonl` where `length` says so
     tokenizer: str | Path,               # Model folder; its `generation_config.json` says where the model stops
     chat_template: str | Path | None = None,  # A Jinja file in place of the tokenizer's own template
@@ -339,6 +342,7 @@ def encode_file(
 ) -> dict:                               # The report
     "Encode and certify a file of trajectories; a sample that is not certified is removed, with the reason."
     if engine not in ('local', 'ray') or workers < 1: raise InputError(f'found engine {engine!r} with {workers} workers, expected local or ray, with at least 1')
+    source = data_in(source)
     beside = Path(os.path.abspath(out)).with_name(f'.{Path(os.path.abspath(out)).name}.cache')
     job = make_job(tokenizer, chat_template, options, weights, history=history, train=train, may_drop=tuple(may_drop), max_length=max_length, length=length,
                    train_blind=train_blind, allow_evaluation=allow_evaluation)
@@ -359,12 +363,14 @@ def encode_file(
 # %% ../nbs/16_encode_file.ipynb #c348f7db
 def file_cost(
     source: str | Path,
-    tokenizer: str | Path,               # As for `encode_file`, as are the next three
+    tokenizer: str | Path,               # As for `encode_file`, as are the next four
     chat_template: str | Path | None = None,
     options: dict | str | None = None,
     train: str = 'assistant',
+    history: str = 'as_served',          # The one that is meant, refused before any work if it cannot be
     first: int = 50,                     # Records to look at
 ) -> dict[str, dict | str]:              # As from `history_cost`
     "What each history policy would make of the first records of a file."
+    make_job(tokenizer, chat_template, options, train=train, history=history)
     tok, ct = kit(make_job(tokenizer, chat_template, options, train=train))
-    return history_cost(islice(trajectories(source), first), tok, ct, train)
+    return history_cost(islice(trajectories(data_in(source)), first), tok, ct, train)

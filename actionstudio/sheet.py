@@ -204,9 +204,10 @@ def format_check(
     return Check('Format Checker', _worst(remarks), f'{len(remarks)} findings' if len(remarks) != 1 else '1 finding', remarks)
 
 # %% ../nbs/20_sheet.ipynb #8e296a06
-_WAYS = {'too_long': '--length window (the oldest turns leave) or elide (old results shrink), or a larger --max-length',
+_TOOLS = 'a chat template that shows tools and calls: --chat-template FILE, such as the text of actionstudio.render.CHATML_TOOLS'
+_WAYS = {'tools_dropped': _TOOLS, 'call_dropped': _TOOLS, 'too_long': '--length window (the oldest turns leave) or elide (old results shrink), or a larger --max-length',
         'reasoning_dropped': '--may-drop reasoning, or a chat template that shows thoughts', 'content_dropped': '--may-drop content, or a chat template that shows text beside calls',
-        'nothing_to_train': '--train assistant', 'one_call_a_turn': 'a chat template that takes parallel calls: --chat-template FILE'}
+        'nothing_to_train': 'an answer to learn from; or --train assistant', 'evaluation_only': '--allow-evaluation, for rows that nobody trains', 'one_call_a_turn': 'a chat template that takes parallel calls: --chat-template FILE'}
 
 def way_out(
     code: str,  # Of a refusal, as in `removed.jsonl`

@@ -49,11 +49,14 @@ def test_killed_and_the_same(model, tmp_path):
 
 
 def test_the_command_line(actionstudio, model, tmp_path):
-    data = write(tmp_path/'d.jsonl', *many(10))
-    code, out, err = actionstudio('encode', data, '--tokenizer', model, '--history', 'as_served', '--weights', '{"markup": 0}', '-o', tmp_path/'e')
+    (tmp_path/'data').mkdir()
+    data = write(tmp_path/'data'/'data.jsonl', *many(10))
+    code, out, err = actionstudio('encode', tmp_path/'data', '--tokenizer', model, '--history', 'as_served', '--weights', '{"markup": 0}', '-o', tmp_path/'e')
     assert code == 1 and '1 samples were removed' in err and 'last_only' in out and 'template: as it is' in out
     assert json.loads((tmp_path/'e/certificate.json').read_text())['settings']['weights'] == {'markup': 0}
-    for args, words in ((('--options', '{"a":'), 'options: found'), (('--length', 'cut'), 'expected drop, window, elide'), (('--engine', 'dask'), 'expected local or ray')):
+    for args, words in ((('--options', '{"a":'), 'options: found'), (('--length', 'cut'), 'expected drop, window, elide'), (('--engine', 'dask'), 'expected local or ray'),
+                        (('--history', 'keeep'), 'expected as_served, last_only or keep'), (('--may-drop', 'thoughts'), 'expected reasoning or content'),
+                        (('--options', '{"enable_thinkin": 1}'), 'the template reads no such argument')):
         code, _, err = actionstudio('encode', data, '--tokenizer', model, *args, '-o', tmp_path/'x')
         assert code == 2 and err.count('\n') == 1 and words in err
 
