@@ -261,7 +261,7 @@ def compare(first: Annotated[Path, typer.Argument(help='A folder that `actionstu
 
 # %% ../nbs/50_cli.ipynb #19d110cf
 @app.command()
-def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], out: Out,
+def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a folder that convert, check or mix made.')], out: Out,
            tokenizer: Annotated[Path, typer.Option(help='A model folder.')],
            chat_template: Annotated[Optional[Path], typer.Option(help="A Jinja file in place of the tokenizer's own template.")] = None,
            max_length: Annotated[Optional[int], typer.Option(min=1, help='Tokens of a row; --length says what becomes of longer ones.')] = None,
@@ -280,7 +280,7 @@ def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
            allow_refused: Annotated[bool, typer.Option('--allow-refused', help='Exit 0 although samples were removed.')] = False, force: Force = False):
     "Encode and certify trajectories for training; the same command goes on after a kill.\n\nExample: actionstudio encode out/split/train.jsonl --tokenizer models/smol --out out/encoded"
     if history:
-        for policy, cost in _call('encode_file:file_cost', source, tokenizer, chat_template, options, train).items(): _out.print(f'{policy:10}', _cost(cost), soft_wrap=True, highlight=False)
+        for policy, cost in _call('encode_file:file_cost', source, tokenizer, chat_template, options, train, history).items(): _out.print(f'{policy:10}', _cost(cost), soft_wrap=True, highlight=False)
     report = _call('encode_file:encode_file', source, out, tokenizer, chat_template, max_length, force, progress, history=history or 'as_served', train=train, weights=weights,
                    may_drop=may_drop or (), options=options, length=length, train_blind=train_blind, allow_evaluation=allow_evaluation, workers=workers, engine=engine, cache=cache)
     _print_refused(out, lines)
@@ -291,7 +291,7 @@ def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0.')], 
 def _print_refused(out: Path, lines: int) -> None:
     for k, r in enumerate(_call('store:read', out/'removed.jsonl')):
         if k == lines: return _out.print(f'… more in {out}/removed.jsonl', soft_wrap=True, highlight=False, markup=False)
-        _out.print(f"{r['id']}: error {r['reason']}: {r['message'].removeprefix(r['place'] + ': ')}; fix: {_call('sheet:way_out', r['reason'])}", soft_wrap=True, highlight=False, markup=False)
+        _out.print(f"{r['id']}: error {r['reason']}: {r['message'].removeprefix(r['place'] + ': ').removeprefix(r['id'] + ': ')}; fix: {_call('sheet:way_out', r['reason'])}", soft_wrap=True, highlight=False, markup=False)
 
 def _cost(x: dict | str) -> str: return x if isinstance(x, str) else f"{x['tokens']:,} tokens in {x['rows']:,} rows, {x['trained_tokens']:,} trained, {x['refused']:,} refused (first 50 records)"
 
