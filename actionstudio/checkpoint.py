@@ -260,6 +260,7 @@ def evaluate(self, *args, **kwargs) -> dict[str, float]:  # eval_loss: nats a tr
     self.model.train(was)
     loss, count = self.accelerator.reduce(total).tolist()
     self.log(found := {'eval_loss': loss / count})
+    self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)  # Done: the end of an epoch does not measure the same step again
     return found
 
 Checkpoints.evaluate = evaluate

@@ -166,7 +166,7 @@ def training_arguments(run: Run, steps: int, passes: int) -> SFTConfig:
         lr_scheduler_type={'constant': 'constant_with_warmup'}.get(run.schedule, run.schedule), seed=run.seed, data_seed=run.seed,
         bf16=run.regime == 'full' and run.dtype == 'bfloat16', use_cpu=cpu, dataloader_pin_memory=not cpu, gradient_checkpointing=False,
         dataset_kwargs={'skip_prepare_dataset': True}, remove_unused_columns=False, max_length=None, packing=False, padding_free=False,
-        logging_steps=run.log_every, logging_nan_inf_filter=False, save_steps=run.save_every, report_to=run.report_to or 'none', disable_tqdm=True, **more, **_engine(run, not cpu))
+        logging_steps=run.log_every, logging_nan_inf_filter=False, log_level_replica='passive', save_steps=run.save_every, report_to=run.report_to or 'none', disable_tqdm=True, **more, **_engine(run, not cpu))
     if cpu: _on_cpus(run, args)
     return args
 

@@ -22,7 +22,7 @@ from .attention import attention_of
 from .config import Run, read_run
 from .dataset import scan_encoded
 from .dpo import train_dpo
-from .engines import processes
+from .engines import check_started, processes
 from .model import model_folder
 from .plan import GPUS, SIZES, Constants, Plan, corrected, filled, plans, shape_of
 from .record import yaml_mapping
@@ -138,13 +138,14 @@ def _careful(run: Run, note: dict, at: Path, on_step, say, first: int | None = N
 
 # %% ../nbs/36_train.ipynb #2439494f
 def _settled(path: str | Path, say, probing: bool, gpu: str | None, overrides: dict) -> tuple[Run, dict, Path]:
-    run = read_run(path, **overrides)
+    check_started()
+    run, first = read_run(path, **overrides), processes().rank == 0
     at, said = Path(run.out)/'plan.json', [*yaml_mapping(path)[0], *overrides]
     if at.is_file(): note = load_json(at)
-    else: note = _settle(run, said, machine(gpu), probing, say)
+    else: note = _settle(run, said, machine(gpu), probing, say if first else lambda line: None)  # All decide the same
     run = msgspec.structs.replace(run, **{k: v for k, v in note['filled'].items() if k not in said})
     for change in note['safer']: run = msgspec.structs.replace(run, **{k: v for k, v in change.items() if k != 'why'})
-    if int(os.environ.get('RANK', 0)) == 0: at.parent.mkdir(parents=True, exist_ok=True); save_json(at, note)
+    if first: at.parent.mkdir(parents=True, exist_ok=True); save_json(at, note)
     return run, note, at
 
 def _settle(run: Run, said: list[str], m: Machine, probing: bool, say) -> dict:
@@ -167,7 +168,7 @@ def _settle(run: Run, said: list[str], m: Machine, probing: bool, say) -> dict:
 def train(
     path: str | Path,  # A run file
     on_step: Callable[[dict], None] = lambda line: None,  # Called with each line of metrics
-    say: Callable[[str], None] = print,  # Called with each decision
+    say: Callable[[str], None] = print,  # Called with each decision, in the first process
     probing: bool = False,   # Measure some steps before the plan is settled
     gpu: str | None = None,  # As for `machine`
     **overrides: Any,        # As for `read_run`
@@ -181,7 +182,7 @@ def train(
 def dry_run(
     path: str | Path,  # A run file
     steps: int = 2,
-    say: Callable[[str], None] = print,  # Called with each decision
+    say: Callable[[str], None] = print,  # Called with each decision, in the first process
     gpu: str | None = None,  # As for `machine`
     **overrides: Any,        # As for `read_run`
 ) -> dict:                   # The report of these steps, with `processes` and `checkpoint`: its bytes

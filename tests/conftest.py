@@ -1,5 +1,7 @@
 "What several tests need."
 import os
+import random
+import socket
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+LAUNCHED = {k: v for k, v in os.environ.items() if not k.startswith('SLURM')} | {
+    'PATH': f"{Path(sys.executable).parent}:{os.environ['PATH']}", 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo', 'HF_HUB_OFFLINE': '1'}  # What a launcher finds
+
+
+def free_port():
+    "Of this machine, where nobody is given one by chance; the port that a dry run takes is free too."
+    while True:
+        port = random.randrange(2000, 31000)
+        try:
+            for p in (port, port + 1000):
+                with socket.socket() as s: s.bind(('127.0.0.1', p))
+            return port
+        except OSError: continue  # Somebody has it
 
 
 @pytest.fixture
@@ -55,6 +70,20 @@ def work(weighted, tmp_path_factory):
     encode_file(folder/'d.jsonl', folder/'rows', weighted)
     (folder/'model').symlink_to(weighted)
     return folder
+
+
+@pytest.fixture(scope='module')
+def launch_files(work):
+    "Write a run file for `work`, and the scripts that start it on a target: returns their folder."
+    from actionstudio.config import Run, to_yaml
+    from actionstudio.launch import launch_texts, write_texts
+    def written(name, target={}, **keys):
+        run = Run(**(dict(model=str(work/'model'), data=str(work/'rows'), out=str(work/name), regime='full', dtype='float32', row_tokens=64, lr=1e-3) | keys))
+        (work/f'{name}.yaml').write_text(to_yaml(run))
+        cpus = dict(kind='torchrun', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, rdzv_port=free_port())
+        write_texts(launch_texts(work/f'{name}.yaml', **(cpus | target)), work/f'{name}-job')
+        return work/f'{name}-job'
+    return written
 
 
 CHROMIUM_FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run']

@@ -14,13 +14,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
+from conftest import ROOT, free_port
 
 from actionstudio.config import Run, read_run, to_yaml
 from actionstudio.cluster import Target
 from actionstudio.launch import launch, launch_texts, write_texts
 from actionstudio.schema import InputError
 
-ROOT = Path(__file__).parents[1]
 HOSTILE = ['a b', "it's", '"', '$(touch CANARY)', '`touch CANARY`', '"; touch CANARY; "', "'; touch CANARY; '", 'x\ntouch CANARY\n',
            '-n', '*', '$HOME', '{{ 7*7 }}', '\\', '#x', '&& touch CANARY', '}; touch CANARY; {', 'PY\ntouch CANARY', 'ü']
 
@@ -47,11 +47,6 @@ for p in "${pids[@]}"; do
   code=0; wait "$p" || code=$?; ((code > rc)) && rc=$code
 done
 exit "$rc"'''}
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return min(s.getsockname()[1], 63000)
 
 class Cluster:
     "A folder with programs that only write down how they were called."
@@ -150,7 +145,7 @@ def test_slurm_job_with_hostile_folders(cluster, name):
     folders = {k: f'{k}/{name}' for k in ('model', 'data', 'out')}
     cluster.folders(folders['model'], folders['data'])
     cluster.job = cluster.work  # sbatch is called in the folder of the job
-    target = Target(kind='slurm', nodes=2, gpus_per_node=8, env={'NCCL_X': name}, rdzv_port=free_port() % 30000 + 2000)
+    target = Target(kind='slurm', nodes=2, gpus_per_node=8, env={'NCCL_X': name}, rdzv_port=free_port())
     cluster.write(Run(**folders), target)
     p = slurm(cluster, SLURM_JOB_ID='4000')
     out, err = p.communicate(timeout=60)
@@ -168,7 +163,7 @@ def slurm(cluster, **env):
 def job(cluster):
     cluster.folders()
     cluster.job = cluster.work
-    cluster.base = free_port() % 30000 + 2000
+    cluster.base = free_port()
     cluster.write(RUN, Target(kind='slurm', nodes=2, gpus_per_node=8, rdzv_port=cluster.base, cpus_per_node=4))
     return cluster
 
@@ -244,7 +239,7 @@ def test_a_dry_run_is_not_repeated(cluster):
     dry = Path(f'{cluster.record}.dry.0')
     def tried(**keys):
         dry.unlink(missing_ok=True)
-        cluster.write(RUN, bare(**({'rdzv_port': free_port() % 30000 + 2000} | keys)))
+        cluster.write(RUN, bare(**({'rdzv_port': free_port()} | keys)))
         p = cluster.node('127.0.0.1')
         assert p.returncode == 0, p.err
         return dry.exists()
@@ -256,7 +251,7 @@ def test_a_dry_run_is_not_repeated(cluster):
 
 def test_a_signal_ends_a_dry_run(cluster):
     cluster.folders()
-    cluster.write(RUN, bare(rdzv_port=free_port() % 30000 + 2000))
+    cluster.write(RUN, bare(rdzv_port=free_port()))
     cluster.program('torchrun', 'trap "touch $RECORD.saved; exit 1" TERM; touch "$RECORD.up"; while :; do sleep .05; done')
     p, until = cluster.start('job/node.sh', '127.0.0.1'), time.time() + 30
     while not Path(f'{cluster.record}.up').exists():
@@ -268,7 +263,7 @@ def test_a_signal_ends_a_dry_run(cluster):
 
 def test_pairs_are_a_file(cluster):
     (cluster.work/'model').mkdir()
-    cluster.write(Run(model='model', data='pairs.jsonl', out='out', objective='dpo'), bare(rdzv_port=free_port() % 30000 + 2000))
+    cluster.write(Run(model='model', data='pairs.jsonl', out='out', objective='dpo'), bare(rdzv_port=free_port()))
     p = cluster.node('127.0.0.1')
     assert p.returncode == 2 and 'found no file pairs.jsonl, expected trajectories with chosen and rejected' in p.err
     (cluster.work/'pairs.jsonl').touch()
@@ -311,7 +306,7 @@ sys.exit(int(os.environ.get('RC', '0')))
 @pytest.mark.parametrize('rc', [0, 5])
 def test_two_real_torchruns_find_each_other(cluster, rc):
     cluster.folders()
-    base = free_port() % 30000 + 2000
+    base = free_port()
     cluster.write(RUN, Target(kind='slurm', nodes=2, gpus_per_node=0, rdzv_port=base, max_restarts=0, save_seconds=5))
     (cluster.tmp/'stub/actionstudio').mkdir()
     (cluster.tmp/'stub/actionstudio/__init__.py').touch()
@@ -355,7 +350,7 @@ def test_no_field_of_a_run_is_executed(cluster, field):
     "The worst of all names at once, in each field that takes text."
     run = Run(**dict(model='model', data='data', out='out') | {field: dict(texts(Run))[field](WORST)})
     cluster.folders(run.model, run.data)
-    cluster.write(run, bare(rdzv_port=free_port() % 30000 + 2000))
+    cluster.write(run, bare(rdzv_port=free_port()))
     p = cluster.node('127.0.0.1')
     assert p.returncode == 0 and read_run(cluster.args()[-1]) == run, p.err
 
@@ -364,7 +359,7 @@ def test_no_field_of_a_run_is_executed(cluster, field):
 def test_no_field_of_a_target_is_executed(cluster, keys, field):
     "Refused by name, or only text: in the scripts, which run, and in the manifest, which says what was said."
     value = dict(texts(Target))[field]('/' * (field == 'mount') + WORST)
-    try: target = Target(**dict(gpus_per_node=8, rdzv_port=free_port() % 30000 + 2000) | keys | {field: value})
+    try: target = Target(**dict(gpus_per_node=8, rdzv_port=free_port()) | keys | {field: value})
     except InputError as e: assert f'key `{field}`' in str(e); return
     assert field in ('env', 'image', 'mount'), field
     cluster.folders()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch')
 SBIN = os.pathsep.join([os.environ['PATH'], '/usr/sbin', '/sbin'])
@@ -49,13 +49,6 @@ NodeName=node-b NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Re
 PartitionName=all Nodes=ALL Default=YES State=UP MaxTime=INFINITE
 """
 
-def free_ports(n):
-    held = [socket.socket() for _ in range(n)]
-    for s in held: s.bind(('127.0.0.1', 0))
-    ports = [s.getsockname()[1] for s in held]
-    for s in held: s.close()
-    return ports
-
 def until(what, seconds, why):
     end = time.time() + seconds
     while not (found := what()):
@@ -71,7 +64,7 @@ class Slurm:
         for d in ('state', 'spool-node-a', 'spool-node-b'): (folder/d).mkdir()
         (folder/'munge.key').write_bytes(os.urandom(128))
         (folder/'munge.key').chmod(0o600)
-        (folder/'slurm.conf').write_text(CONF.format(folder=folder, host=socket.gethostname().split('.')[0], ports=free_ports(3)))
+        (folder/'slurm.conf').write_text(CONF.format(folder=folder, host=socket.gethostname().split('.')[0], ports=[free_port() for _ in range(3)]))
 
     def daemon(self, name, *command):
         with open(self.folder/f'{name}.out', 'a') as out: self.daemons[name] = subprocess.Popen(command, env=self.env, stdout=out, stderr=out)
@@ -110,13 +103,9 @@ def slurm(tmp_path_factory):
     finally: s.stop()
 
 class Job:
-    def __init__(self, slurm, folder, work):
-        from actionstudio.config import Run, to_yaml
-        from actionstudio.launch import launch_texts, write_texts
-        self.slurm, self.out, self.folder = slurm, folder/'out', folder/'job'
-        run = Run(model=str(work/'model'), data=str(work/'rows'), out=str(self.out), regime='full', dtype='float32', row_tokens=64, lr=1e-3, epochs=24, save_every=10)
-        (folder/'run.yaml').write_text(to_yaml(run))
-        write_texts(launch_texts(folder/'run.yaml', kind='slurm', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, env={'GLOO_SOCKET_IFNAME': 'lo'}), self.folder)
+    def __init__(self, slurm, work, launch_files, name):
+        self.slurm, self.out = slurm, work/name
+        self.folder = launch_files(name, dict(kind='slurm', rdzv_port=29500, env={'GLOO_SOCKET_IFNAME': 'lo'}), epochs=24.0, save_every=10)
         self.id = slurm('sbatch', '--parsable', 'job.sbatch', cwd=self.folder)
         assert self.id.isdigit()
 
@@ -134,8 +123,8 @@ class Job:
         return hashlib.sha256((self.out/'model/model.safetensors').read_bytes()).hexdigest()
 
 @pytest.fixture(scope='module')
-def undisturbed(slurm, work, tmp_path_factory):
-    job = Job(slurm, tmp_path_factory.mktemp('undisturbed'), work)
+def undisturbed(slurm, work, launch_files):
+    job = Job(slurm, work, launch_files, 'undisturbed')
     return job, job.end()
 
 def test_both_nodes_take_part(undisturbed):
@@ -144,15 +133,15 @@ def test_both_nodes_take_part(undisturbed):
     steps = [json.loads(x)['step'] for x in (job.out/'metrics.jsonl').read_text().splitlines()]
     assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > 60
 
-def test_a_requeued_job_ends_with_the_same_weights(slurm, work, undisturbed, tmp_path):
-    job = Job(slurm, tmp_path, work)
+def test_a_requeued_job_ends_with_the_same_weights(slurm, work, launch_files, undisturbed):
+    job = Job(slurm, work, launch_files, 'requeued')
     job.midway()
     slurm('scontrol', 'requeue', job.id)
     assert job.end() == undisturbed[1]
     assert slurm('scontrol', '--oneliner', 'show', 'job', job.id).split('Restarts=')[1].split()[0] == '1'
 
-def test_a_job_that_loses_a_node_comes_back(slurm, work, undisturbed, tmp_path):
-    job = Job(slurm, tmp_path, work)
+def test_a_job_that_loses_a_node_comes_back(slurm, work, launch_files, undisturbed):
+    job = Job(slurm, work, launch_files, 'lost')
     job.midway()
     slurm.lose('node-b')
     until(lambda: slurm.state(job.id) in ('PENDING', 'REQUEUED'), 90, job.log)

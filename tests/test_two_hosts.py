@@ -5,12 +5,10 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import LAUNCHED
 
 SBIN = f"/usr/sbin:/sbin:{os.environ['PATH']}"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason='network namespaces need root'),
@@ -37,16 +35,7 @@ def hosts():
         for name in HOSTS: subprocess.run(['ip', 'netns', 'del', name], env=os.environ | {'PATH': SBIN}, capture_output=True)
 
 
-def job(work, name, **keys):
-    from actionstudio.config import Run, to_yaml
-    from actionstudio.launch import launch_texts, write_texts
-    run = Run(model=str(work/'model'), data=str(work/'rows'), out=str(work/name), regime='full', dtype='float32', row_tokens=128, lr=1e-3)
-    (work/f'{name}.yaml').write_text(to_yaml(run))
-    write_texts(launch_texts(work/f'{name}.yaml', kind='torchrun', nodes=2, gpus_per_node=0, max_restarts=0, save_seconds=5, **keys), work/f'{name}-job')
-    return work/f'{name}-job'
-
-
-def env(host, link): return os.environ | {'PATH': f'{Path(sys.executable).parent}:{SBIN}', 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': link, 'SLURMD_NODENAME': host}
+def env(host, link): return LAUNCHED | {'PATH': f"{LAUNCHED['PATH']}:{SBIN}", 'GLOO_SOCKET_IFNAME': link, 'SLURMD_NODENAME': host}
 
 
 def check(work, name, said):
@@ -57,9 +46,9 @@ def check(work, name, said):
     assert sorted(p.name for p in (work/name/'versions').iterdir()) == ['as-a', 'as-b']
 
 
-def test_one_command_for_each_host(hosts, work):
+def test_one_command_for_each_host(hosts, work, launch_files):
     "node.sh on both hosts; the second starts while the first already waits."
-    folder, nodes = job(work, 'bare'), []
+    folder, nodes = launch_files('bare', row_tokens=128), []
     for host, link in (('as-a', 'as-va'), ('as-b', 'as-vb')):
         # A namespace has the machine's name; the variable is what the script reads first
         nodes.append(subprocess.Popen(['ip', 'netns', 'exec', host, 'bash', folder/'node.sh', hosts['as-a']], env=env(host, link), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
@@ -72,7 +61,7 @@ def test_one_command_for_each_host(hosts, work):
 
 
 @pytest.mark.skipif(shutil.which('sshd', path=SBIN) is None, reason='no sshd here: apt-get install openssh-server')
-def test_one_command_over_ssh(hosts, work, tmp_path):
+def test_one_command_over_ssh(hosts, work, launch_files, tmp_path):
     "all.sh on the first host starts both over ssh, with a key, servers and a list of known hosts of the test's own."
     keys, ssh = tmp_path/'keys', shutil.which('ssh')
     keys.mkdir(mode=0o700)
@@ -85,7 +74,7 @@ def test_one_command_over_ssh(hosts, work, tmp_path):
     (tmp_path/'bin/ssh').write_text(f'#!/bin/sh\nexec {ssh} -F {keys}/config "$@"\n')
     (tmp_path/'bin/ssh').chmod(0o755)
     (keys/'config').write_text(f'Host *\n  IdentityFile {keys}/user\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile {keys}/known\n  Port 2222\n')
-    folder = job(work, 'ssh', hosts=list(hosts.values()))
+    folder = launch_files('ssh', {'hosts': list(hosts.values())}, row_tokens=128)
     try:
         for host, link in (('as-a', 'as-va'), ('as-b', 'as-vb')):
             (keys/host).write_text('#!/bin/bash\n' + ''.join(f'export {k}={shlex.quote(v)}\n' for k, v in env(host, link).items() if k in NODE) + 'eval "$SSH_ORIGINAL_COMMAND"\n')
