@@ -9,7 +9,7 @@ __all__ = ['Target', 'variables', 'read_target', 'sweep_runs']
 import itertools
 import re
 from pathlib import Path
-from typing import Any, Iterator, Literal
+from typing import Any, ClassVar, Iterator, Literal
 
 import msgspec
 
@@ -18,8 +18,14 @@ from .record import KeyProblem, Record, checked, yaml_mapping
 from .schema import InputError, shown
 
 # %% ../nbs/86_cluster.ipynb #c0000005
+_ELSEWHERE = {  # As Slurm, torchrun, accelerate or DeepSpeed call it
+    'gpus': 'gpus_per_node', 'nproc_per_node': 'gpus_per_node', 'ntasks_per_node': 'gpus_per_node', 'slots': 'gpus_per_node', 'num_gpus': 'gpus_per_node', 'nnodes': 'nodes', 'num_nodes': 'nodes', 'num_machines': 'nodes',
+    'job_name': 'name', 'queue': 'partition', 'walltime': 'time', 'time_limit': 'time', 'cpus_per_task': 'cpus_per_node', 'hostfile': 'hosts', 'nodelist': 'hosts', 'array': 'sweep', 'pvc': 'claim',
+    'network': 'fabric', 'master_port': 'rdzv_port', 'main_process_port': 'rdzv_port', 'dry_run': 'trial_steps', 'environment': 'env'}
+
 class Target(Record, kw_only=True, frozen=True):
     "The machines that a run is launched on."
+    elsewhere: ClassVar[dict[str, str]] = _ELSEWHERE
     kind: Literal['torchrun', 'slurm', 'kubernetes', 'deepspeed']  # Started by hand or over ssh, by sbatch, by the JobSet controller, by DeepSpeed's launcher
     nodes: int = 1  # Machines
     gpus_per_node: int = 8  # Devices used on each, one process a device; 0: CPU, one process a node
@@ -130,4 +136,4 @@ def sweep_runs(
     tried = [dict(zip(target.sweep, values)) for values in itertools.product(*target.sweep.values())]
     as_dict = msgspec.structs.asdict(run)
     try: return [checked(Run, as_dict | values | {'out': f'{run.out}/{k}'}) for k, values in enumerate(tried)]
-    except KeyProblem as e: raise InputError(f'target: key `sweep`: {e}') from None
+    except KeyProblem as e: raise InputError(f'cluster file: key `sweep`: {e}') from None

@@ -108,4 +108,4 @@ def save_seconds(
     rate: float = 2.,  # GB/s of the shared file system, all nodes together; assumed
 ) -> float:
     "Time to write one checkpoint of a run."
-    return p.shape.parameters * 14 / (rate * 1e9) if p.way.regime == 'full' else 1.
+    return p.shape.parameters * 12 / (rate * 1e9) if p.way.regime == 'full' else 1.

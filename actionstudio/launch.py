@@ -68,8 +68,9 @@ def launch(
         except jinja2.TemplateError as e: raise InputError(f'{name}.j2: {e}, expected a template over `run` and `target`') from None
     return out
 
-def _checkpoints(run: Run) -> int:  # What all checkpoints take: in sizes of the model when it trains itself, else in GiB
-    return (run.keep + 1) * (5 if run.regime == 'full' else 1)  # Weights of 2 bytes, two states of 4; one more while it is written
+def _checkpoints(run: Run) -> int:  # What all checkpoints take: in sizes of a model of 16 bits when it trains itself, else in GiB
+    one = 1 if run.regime != 'full' else 8 if run.sharding.startswith('zero') else 6  # Weights in 32 bits and two states, 12 bytes a weight; DeepSpeed's have the 16-bit weights twice besides
+    return (run.keep + 1 + (run.heldout is not None)) * one  # One more while it is written, and the best one
 
 # %% ../nbs/90_launch.ipynb #c1a90001
 def linters() -> dict[str, list[str]]:  # Name → command
