@@ -36,6 +36,10 @@ def _call(where: str, *args, **kwargs):  # `module:function`, imported when it i
 Out = Annotated[Path, typer.Option('--out', '-o', help='The folder to make.')]
 Force = Annotated[bool, typer.Option('--force', help='Replace what another command made.')]
 
+@app.callback()
+def _launched(local_rank: Annotated[Optional[int], typer.Option('--local_rank', hidden=True)] = None):
+    pass  # DeepSpeed's launcher adds it to every command; `LOCAL_RANK` in the environment says the same
+
 # %% ../nbs/50_cli.ipynb #a72e25ca
 def progress(
     items,       # An iterable; its length is used when it has one
@@ -360,11 +364,12 @@ def train(run: Annotated[Path, typer.Argument(help='A run file (YAML).')],
     "Train what a run file says; the same command goes on after a kill.\n\nExample: actionstudio train run.yaml"
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     more = {} if budget is None else {'budget': budget, 'epochs': None}
-    out = _call('config:read_run', run, **more).out
-    with Progress(TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(), console=_err, disable=not _err.is_terminal) as bar:
+    out, first = _call('config:read_run', run, **more).out, _call('engines:processes').rank == 0
+    with Progress(TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(), console=_err, disable=not (first and _err.is_terminal)) as bar:
         task = bar.add_task('loading')
         def on_step(x): bar.update(task, total=x['steps'], completed=x['step'], description=f"step {x['step']}/{x['steps']}  loss {x['loss']:.3f}  {x['trained_tokens']:,} trained tokens")
-        show(_call('train:train', run, on_step, lambda line: _out.print(line, soft_wrap=True, highlight=False), probe, gpu, **more), f'train → {out}')
+        report = _call('train:train', run, on_step, lambda line: _out.print(line, soft_wrap=True, highlight=False), probe, gpu, **more)
+    if first: show(report, f'train → {out}')
 
 # %% ../nbs/50_cli.ipynb #9dac5ad9
 @app.command()
@@ -540,12 +545,14 @@ def run_command(
     if not debug:
         warnings.simplefilter('ignore', FutureWarning)  # Libraries announcing their own changes
         logging.getLogger('bitsandbytes').setLevel(logging.ERROR)  # That a faster kernel could be fetched
+        logging.getLogger('DeepSpeed').addFilter(lambda record: 'Setting accelerator to CPU' not in record.getMessage())  # Said where DeepSpeed is not asked for too
     command = typer.main.get_command(app)
     try: return command.main(args, prog_name='actionstudio', standalone_mode=False) or 0
     except Exception as e:
         if debug: raise
         if (said := _said(e)) is None: raise
-    print(f'actionstudio: {said[1]}', file=sys.stderr)
+    rank = os.environ.get('RANK', '0')
+    print(f"actionstudio: {f'rank {rank}: ' * (rank != '0')}{said[1]}", file=sys.stderr)
     return said[0]
 
 # %% ../nbs/50_cli.ipynb #d6e3fed9
