@@ -74,7 +74,7 @@ def varlen_attention(
     "As `segment_attention`, by one call of a CUDA kernel."
     if attention_mask is not None or dropout: raise ValueError('varlen: found a mask or dropout, expected packed rows without padding')
     if kernel is None: from torch.nn.attention.varlen import varlen_attn as kernel
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    q, k, v = (x[0].transpose(0, 1).contiguous().to(value.dtype) for x in (query, key, value))  # Rotary embedding of 32-bit models makes 32-bit queries of 16-bit products
     ends = torch.tensor([0, len(q)], dtype=torch.int32, device=q.device) if cu_seq_lens_q is None else cu_seq_lens_q
     longest = int(ends.diff().max()) if max_length_q is None else int(max_length_q)
     more = {'enable_gqa': True} if q.shape[1] != k.shape[1] and 'enable_gqa' in inspect.signature(kernel).parameters else {}

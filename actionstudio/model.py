@@ -76,10 +76,13 @@ def load_for_training(
     "The model of a run, with exactly the parameters of its regime set to learn."
     import torch
     from transformers import AutoModelForCausalLM
+
+    from actionstudio.layers import fuse
     dtype = torch.float32 if run.regime == 'full' else getattr(torch, run.dtype)
     options = {'quantization_config': _nf4(dtype)} if run.regime == 'qlora' else {}
     model = AutoModelForCausalLM.from_pretrained(model_folder(run.model), dtype=dtype, attn_implementation=attention, local_files_only=True, **options)
     if why := refused_model(model.config.to_dict()): raise InputError(f'{run.model}: {why}')
+    if run.dtype == 'bfloat16': fuse(model)
     if run.regime == 'qlora': quantise_experts(model); _keep_packing(model)
     if run.checkpointed: checkpoint_layers(model, run.checkpointed)
     return model if run.regime == 'full' else _with_lora(model, run)

@@ -112,11 +112,11 @@ def gpu_of(name: str) -> Gpu:  # Raises `InputError`
 # %% ../nbs/31_plan.ipynb #930f1e48
 class Constants(Record):
     "What the formulas assume of kernels, links and libraries."
-    matmul: float = 0.71              # Share of the peak that large products reach; assumed: 700 of 989 TFLOP/s
-    experts: float = 0.8              # Factor on `matmul` for grouped expert products; assumed
-    attention_forward: float = 0.35   # Share of the peak, FlashAttention 2 forward; 350 to 370 of 989 TFLOP/s, Shah et al. 2024, chart
-    attention_backward: float = 0.30  # Share of the peak, FlashAttention 2 backward; assumed
-    traffic: float = 0.83             # Share of memory bandwidth in element-wise kernels; assumed: 4.0 of 4.8 TB/s
+    matmul: float = 0.71              # Share of the peak that large products reach in a step; assumed: 700 of 989 TFLOP/s. Alone 0.81 on an H200, measured
+    experts: float = 0.8              # Factor on `matmul` for grouped expert products; assumed. 0.81 measured
+    attention_forward: float = 0.35   # Share of the peak, FlashAttention 2 forward; 350 to 370 of 989 TFLOP/s, Shah et al. 2024, chart. 0.35 measured
+    attention_backward: float = 0.30  # Share of the peak, FlashAttention 2 backward; assumed. 0.23 measured
+    traffic: float = 0.83             # Share of memory bandwidth in element-wise kernels; assumed: 4.0 of 4.8 TB/s. A copy reaches 0.89, measured
     per_hidden: float = 115.          # Bytes read and written, forward, per token, layer and unit of width; norms, rotary, residuals of eager Llama, counted
     per_inner: float = 10.            # The same per unit of the MLP's inner width: SiLU and product, counted
     launch: float = 1e-4              # Seconds of gaps between kernels, per layer and pass; assumed
@@ -129,7 +129,7 @@ class Constants(Record):
     pcie: float = 25.                 # GB/s between a GPU and CPU memory, each way; assumed: half of what PCIe 5 has
     cpu_adam: float = 2e9             # Weights that the CPUs of a node update in a second; assumed
     reserve: float = 0.06             # Share of the memory for the driver, the allocator's gaps and collectives; assumed
-    activation: float = 1.5           # Saved bytes of eager layers ÷ what `saved` needs; assumed, a probe corrects it
+    activation: float = 1.5           # Saved bytes of eager layers ÷ what `saved` needs; assumed, a probe corrects it. 1.0 with fused layers, measured
     pace: float = 1.                  # Measured ÷ predicted seconds; a probe corrects it
 
 # %% ../nbs/31_plan.ipynb #c998e902
