@@ -16,6 +16,7 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from accelerate import DistributedType, ParallelismConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import AutoConfig, PrinterCallback
 from transformers.integrations import get_available_reporting_integrations
@@ -87,12 +88,17 @@ def total_weight(
     return sum(of(b) for b in batches).float()
 
 # %% ../nbs/34_sft.ipynb #0c714982
+def _in_bfloat16(model) -> None:  # Under autocast 32-bit adapters compute in 16 bits; without this peft copies their inputs into 32 bits first (bench/ladder: `8b-lora-D-32bit`)
+    for m in model.modules():
+        if isinstance(m, BaseTunerLayer): m.cast_input_dtype_enabled = False
+
 class AgentSFTTrainer(Checkpoints, SFTTrainer):
     "TRL's trainer on packed rows: each process has its own share of a step, and the loss is divided once, by what all of them train."
     def __init__(self, run: Run, model, sources: list[str] | None = None, **kwargs):
         self.sources, self.sums = sources, None
         learnt = {id(p): p.data for p in model.parameters() if p.requires_grad}
         super().__init__(run, model=model, **kwargs)
+        if self.args.bf16: _in_bfloat16(model)
         for p in model.parameters(): p.data = learnt.get(id(p), p.data)  # TRL rounds adapters on NF4 weights to bfloat16, once, and not when a run goes on
 
     def get_train_dataloader(self): return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)  # In order; nothing to deal out any more
@@ -164,7 +170,7 @@ def training_arguments(run: Run, steps: int, passes: int) -> SFTConfig:
         output_dir=str(Path(run.out)/'checkpoints'), max_steps=steps, per_device_train_batch_size=1, gradient_accumulation_steps=passes,  # One flat row each
         learning_rate=run.lr, warmup_steps=round(run.warmup * steps), weight_decay=run.weight_decay, max_grad_norm=run.max_grad_norm,
         lr_scheduler_type={'constant': 'constant_with_warmup'}.get(run.schedule, run.schedule), seed=run.seed, data_seed=run.seed,
-        bf16=run.regime == 'full' and run.dtype == 'bfloat16', use_cpu=cpu, dataloader_pin_memory=not cpu, gradient_checkpointing=False,
+        bf16=run.dtype == 'bfloat16', use_cpu=cpu, dataloader_pin_memory=not cpu, gradient_checkpointing=False,
         dataset_kwargs={'skip_prepare_dataset': True}, remove_unused_columns=False, max_length=None, packing=False, padding_free=False,
         logging_steps=run.log_every, logging_nan_inf_filter=False, log_level_replica='passive', save_steps=run.save_every, report_to=run.report_to or 'none', disable_tqdm=True, **more, **_engine(run, not cpu))
     if cpu: _on_cpus(run, args)
