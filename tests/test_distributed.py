@@ -51,7 +51,7 @@ def steps(folder, name): return [(x['loss'], x['grad_norm']) for x in map(json.l
 
 def weights(folder, name):
     from safetensors.torch import load_file
-    [file] = [f for end in ('model', 'adapter_model') if (f := folder/name/'model'/f'{end}.safetensors').is_file()]
+    [file] = [f for place in ('model/model', 'adapter/adapter_model') if (f := folder/name/f'{place}.safetensors').is_file()]
     return load_file(file)
 
 
@@ -71,15 +71,15 @@ MOVED = [('fsdp', 2, 2, 'offload'), ('hsdp', 4, 2, 'offload'), ('zero1', 2, 2, '
 SMALL = [('replica', 2, 2), ('fsdp', 2, 2), ('zero3', 2, 2)]
 
 
-def matrix(folder, engines, kinds):
+def matrix(folder, engines, kinds, prefix='', **more):
     jobs, names = [], []
     for objective, regime in kinds:
-        keys = dict(objective=objective, regime=regime)
-        one = f'one-{objective}-{regime}'
+        keys = dict(objective=objective, regime=regime) | more
+        one = f'{prefix}one-{objective}-{regime}'
         jobs.append({'run': run_file(folder, one, **keys), 'world': 1})
         names.append((one, None))
         for sharding, world, local, *words in engines:
-            names.append(('-'.join((sharding, str(world), *words, objective, regime)), one))
+            names.append((prefix + '-'.join((sharding, str(world), *words, objective, regime)), one))
             jobs.append({'run': run_file(folder, names[-1][0], sharding=sharding, **dict.fromkeys(words, True), **keys), 'world': world, 'local': local})
     done = start(folder, jobs, 60 * len(jobs))
     failed = {name: f"{d['codes']}\n{said(folder, name)}" for (name, _), d in zip(names, done) if any(d['codes'])}
@@ -103,6 +103,22 @@ def test_every_engine_is_one_process(folder, objective, regime): matrix(folder, 
 def test_what_is_split_lies_elsewhere_too(folder, objective, regime):
     "States and weights in CPU memory, and a second copy of the weights in each of two nodes."
     matrix(folder, MOVED, [(objective, regime)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('regime', ['full', 'lora'])
+def test_a_mixture_of_experts_is_one_process(folder, regime):
+    "The rows of two processes choose different experts; DeepSpeed gathers the block of them as a whole, also from the copy in a node."
+    import torch
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+    if not (folder/'mixture').exists():
+        torch.manual_seed(0)
+        tok = AutoTokenizer.from_pretrained(folder/'model')
+        MixtralForCausalLM(MixtralConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, vocab_size=len(tok))).save_pretrained(folder/'mixture')
+        tok.save_pretrained(folder/'mixture')
+    matrix(folder, [('replica', 2, 2), ('fsdp', 2, 2), ('zero3', 2, 2), ('zero3', 4, 2, 'node_copy')], [('sft', regime)], 'mixture-', model=str(folder/'mixture'))
+    told = json.loads((folder/f'mixture-zero3-4-node_copy-sft-{regime}/engine.json').read_text())['deepspeed']['zero_optimization']
+    assert (told['leaf_module'], told['zero_hpz_partition_size']) == ({'classes': ['MixtralSparseMoeBlock']}, 2)
 
 
 def test_a_run_of_four_goes_on_with_two(folder):
