@@ -20,8 +20,13 @@ HOSTS = {'as-a': '10.77.41.1', 'as-b': '10.77.41.2'}
 def ip(*words): subprocess.run(['ip', *words], check=True, env=os.environ | {'PATH': SBIN}, capture_output=True, text=True)
 
 
+def remove():
+    for name in HOSTS: subprocess.run(['ip', 'netns', 'del', name], env=os.environ | {'PATH': SBIN}, capture_output=True)
+
+
 @pytest.fixture(scope='module')
 def hosts():
+    remove()  # Of a test that was killed
     try:
         try: ip('netns', 'add', 'as-a')
         except subprocess.CalledProcessError as e: pytest.skip(f'no network namespaces here: {e.stderr.strip()}')
@@ -31,8 +36,7 @@ def hosts():
             ip('-n', name, 'addr', 'add', f'{address}/24', 'dev', link)
             for dev in ('lo', link): ip('-n', name, 'link', 'set', dev, 'up')
         yield HOSTS
-    finally:
-        for name in HOSTS: subprocess.run(['ip', 'netns', 'del', name], env=os.environ | {'PATH': SBIN}, capture_output=True)
+    finally: remove()
 
 
 def env(host, link): return LAUNCHED | {'PATH': f"{LAUNCHED['PATH']}:{SBIN}", 'GLOO_SOCKET_IFNAME': link, 'SLURMD_NODENAME': host}
