@@ -156,7 +156,7 @@ def _findings(self: Verifier, id: str, t: Trajectory) -> list[Finding]:  # What 
 
 def _refused(self: Verifier, id: str) -> tuple[str, str] | None:  # By `actionstudio encode`, unless a person has changed it since
     r = next((r for s, r in self.index.at_stages(id).items() if 'reason' in r and (self.index.stages[s]/'encoded.parquet').is_file()), None)
-    return r and not _edit(self, id) and (str(r['reason']), str(r.get('message', '')).removeprefix(f"{r.get('place')}: ")) or None
+    return r and not _edit(self, id) and (str(r['reason']), str(r.get('message', '')).removeprefix(f"{r.get('place')}: ").removeprefix(f'{id}: ')) or None
 
 class _Stored(msgspec.Struct): rule: str; severity: str; path: str; message: str
 

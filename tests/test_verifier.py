@@ -40,7 +40,9 @@ def test_the_verifier_shows_what_check_and_encode_print(made, model):
     assert encode[0] == 1 and refused and 'samples were removed' in encode[2]
     for x in read(run/'encoded'/'removed.jsonl'):
         [r] = [r for r in remarks[x['id']]['Chat Template Checker'] if r.severity == 'error']
-        assert f"{x['id']}: error {x['reason']}: {x['message'].partition(': ')[2]}; fix: {r.fix}" in refused and r.text in x['message']
+        assert x['message'].startswith(f"{x['place']}: {x['id']}: ")
+        said = x['message'].removeprefix(f"{x['place']}: {x['id']}: ")
+        assert f"{x['id']}: error {x['reason']}: {said}; fix: {r.fix}" in refused and r.text == said
     code = json.loads((run/'encoded'/'certificate.json').read_text())['chat_template'][:8]
     assert {k: n for k, n in v.counts['template'].items() if k} == {f'{model.name} ({code})': sum(v.index.table['rows'] > 0)}
 
