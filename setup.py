@@ -7,7 +7,7 @@ root = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(root/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('train', 'ray', 'serving', 'app', 'dev')}
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('train', 'gpu', 'ray', 'serving', 'app', 'dev')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),

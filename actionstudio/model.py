@@ -82,7 +82,7 @@ def load_for_training(
     options = {'quantization_config': _nf4(dtype)} if run.regime == 'qlora' else {}
     model = AutoModelForCausalLM.from_pretrained(model_folder(run.model), dtype=dtype, attn_implementation=attention, local_files_only=True, **options)
     if why := refused_model(model.config.to_dict()): raise InputError(f'{run.model}: {why}')
-    if run.dtype == 'bfloat16': fuse(model)
+    fuse(model, run.dtype)
     if run.regime == 'qlora': quantise_experts(model); _keep_packing(model)
     if run.checkpointed: checkpoint_layers(model, run.checkpointed)
     return model if run.regime == 'full' else _with_lora(model, run)

@@ -294,7 +294,7 @@ class Plan(Record):
     @property
     def mfu(self) -> float: return self.tokens_per_second / self.way.world * flops(self.shape, self.way) / (gpu_of(self.way.gpu).peak * 1e12)
     @property
-    def attention(self) -> str: return 'segments'  # As `attention` registers it
+    def attention(self) -> str: return 'segments' if self.way.gpu == 'cpu' or self.shape.head_dim > 256 else 'varlen'  # As `attention` registers them
     def hours(self, tokens: float) -> float: return tokens / self.tokens_per_second / 3600
 
 def predict(s: Shape, w: Way, c: Constants = Constants()) -> Plan:

@@ -58,6 +58,7 @@ def plan_steps(
     "All steps of a run."
     if not any(s.trained for s in samples): raise InputError(f'{run.data}: found {len(samples)} rows and no trained token, expected at least one')
     lengths, groups = [len(s) for s in samples], []
+    if (longest := max(lengths)) > run.row_tokens: raise InputError(f'row_tokens: found {run.row_tokens:,}, expected at least {longest:,}: the longest sample of {run.data}')
     for k, order in enumerate(draw(samples, run)):
         rows = [[order[i] for i in row] for row in pack([lengths[i] for i in order], run.row_tokens)]
         groups += [[rows[r] for r in g] for g in balance(rows, lengths, batch.at_once, b=b, seed=run.seed + 1 + k)]

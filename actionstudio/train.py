@@ -23,6 +23,7 @@ from .config import Run, read_run
 from .dataset import scan_encoded
 from .dpo import train_dpo
 from .engines import check_started, processes
+from .layers import layers_of
 from .model import model_folder
 from .plan import GPUS, SIZES, Constants, Plan, corrected, filled, plans, shape_of
 from .record import yaml_mapping
@@ -150,7 +151,9 @@ def _settled(path: str | Path, say, probing: bool, gpu: str | None, overrides: d
 
 def _settle(run: Run, said: list[str], m: Machine, probing: bool, say) -> dict:
     from transformers import AutoConfig
-    say('attention: %s (%s)' % attention_of(AutoConfig.from_pretrained(model_folder(run.model), local_files_only=True), run.dtype))
+    config = AutoConfig.from_pretrained(model_folder(run.model), local_files_only=True)
+    say('attention: %s (%s)' % attention_of(config, run.dtype))
+    say('layers: %s (%s)' % layers_of(config.model_type, run.dtype))
     try: shape_of(run.model)
     except InputError as e: say(f'no plan: {e}'); return {'filled': {}, 'probe': None, 'safer': []}  # A config that `plan` cannot read; the file's own sizes hold
     p = planned(run, m, lengths := lengths_of(run), said=said)
