@@ -6,7 +6,7 @@
 __all__ = ['EXPERT_BLOCKS', 'Run', 'cannot_split', 'refused_on', 'refused_model', 'global_batch', 'tokens_per_step', 'passes',
            'read_run', 'KeyProblem', 'Record', 'checked', 'field_table', 'read_record', 'to_yaml']
 
-# %% ../nbs/30_config.ipynb #20289be2
+# %% ../nbs/30_config.ipynb #69d23290
 import math
 from pathlib import Path
 from typing import Any, ClassVar, Iterator, Literal
@@ -16,6 +16,7 @@ import msgspec
 from .record import KeyProblem, Record, checked, default_of, field_table, read_record, to_yaml, yaml_mapping
 from .schema import InputError, shown
 
+# %% ../nbs/30_config.ipynb #20289be2
 _all_ = ['KeyProblem', 'Record', 'checked', 'field_table', 'read_record', 'to_yaml']  # Whoever reads a run file finds them here as well
 
 # %% ../nbs/30_config.ipynb #98c9ade6
