@@ -71,6 +71,7 @@ def _compare(run: Run, began: dict, now: dict) -> None:
     if one * devices == wanted or run.devices is None and one * began['devices'] == wanted: return  # `grad_accum` as it was, or as fits the devices now
     raise InputError(f'{run.out}: found {one * devices} rows a step, expected {wanted}, as the run began')
 
+# %% ../nbs/33a_checkpoint.ipynb #75840ce2
 def begin(run: Run, made: dict) -> None:
     "Write down, in the folder of a run, which run it is."
     if processes().rank: return
@@ -95,6 +96,7 @@ def on_sigterm() -> Iterator[threading.Event]:  # Set once the signal came; outs
     try: yield wish
     finally: signal.signal(signal.SIGTERM, before)
 
+# %% ../nbs/33a_checkpoint.ipynb #39e94e9d
 def anywhere(wish: bool, device='cpu') -> bool:
     "Whether any process has the wish."
     if not torch.distributed.is_initialized(): return wish

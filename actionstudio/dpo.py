@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TREE', 'tree_attention', 'collate_pairs', 'log_probabilities', 'preference_loss', 'certified_pairs', 'reference_of',
-           'on_device', 'PairTrainer', 'filler_pair', 'train_dpo']
+           'PairTrainer', 'filler_pair', 'train_dpo']
 
 # %% ../nbs/35_dpo.ipynb #e537a9f7
 import json
@@ -145,7 +145,7 @@ def reference_of(
     model.eval()
     with torch.no_grad(), adapter_off():
         for k in range(p.rank, math.ceil(len(pairs) / p.world) * p.world, p.world):  # As many passes in each process: an engine may need them all
-            mine.append(log_probabilities(model, on_device(collate_pairs([pairs[k % len(pairs)]]), device))[0].tolist())
+            mine.append(log_probabilities(model, _on(device, collate_pairs([pairs[k % len(pairs)]])))[0].tolist())
     model.train(mode)
     parts = [None] * p.world
     if p.world == 1: parts = [mine]
@@ -154,7 +154,7 @@ def reference_of(
     if p.rank == 0: save_json(cache, {'key': key, 'logp': logp})
     return logp
 
-def on_device(row: dict, device) -> dict: return {k: v.to(device) if torch.is_tensor(v) else v for k, v in row.items()}
+def _on(device, row: dict) -> dict: return {k: v.to(device) if torch.is_tensor(v) else v for k, v in row.items()}
 
 # %% ../nbs/35_dpo.ipynb #62cfeb17
 class PairTrainer(Checkpoints, Trainer):
@@ -193,6 +193,7 @@ class PairTrainer(Checkpoints, Trainer):
 
 def _pairs_in(row: dict) -> torch.Tensor: return (row['side'] // 2).unique().numel() * torch.ones((), dtype=torch.long, device=row['side'].device)
 
+# %% ../nbs/35_dpo.ipynb #98a8e0ac
 class _Reference(TrainerCallback):  # Asked for when the engine has the model and no step was taken
     def __init__(self, *args): self.args, self.logp, self.trainer = args, [], None
     def on_train_begin(self, args, state, control, **kwargs):
@@ -217,11 +218,13 @@ def _pair_trainer(run: Run, steps: list, batch: Batch, tokenizer, pairs: list[Pa
     watch(trainer, pairs, Path(run.out)/'live')
     return trainer, metrics
 
+# %% ../nbs/35_dpo.ipynb #9e4bdacc
 def filler_pair(pairs: list[Pair]) -> Pair:
     "The shortest pair, with nothing to train: what a rank reads when a step has no row for it."
     p = min(pairs, key=len)
     return Pair(p.prompt, *(Side(s.ids, [0] * len(s.ids), s.spans) for s in (p.chosen, p.rejected)), p.trajectory_id)
 
+# %% ../nbs/35_dpo.ipynb #6b9993a3
 def train_dpo(
     run: Run,   # With `objective` dpo
     on_step: Callable[[dict], None] = lambda line: None,  # Called with each line of metrics

@@ -37,6 +37,7 @@ def groups_of(
         for span in s.spans: found += [first + FIELDS.index(span.field)] * (span.end - span.start)
     return found
 
+# %% ../nbs/33c_metrics.ipynb #15d2884d
 def add_losses(
     sums: torch.Tensor,    # (2, groups) float64: nats, tokens; changed in place
     groups: torch.Tensor,  # (n,): of each trained token
@@ -46,6 +47,7 @@ def add_losses(
     sums[0].index_add_(0, groups, losses.detach().double())
     sums[1].index_add_(0, groups, torch.ones_like(losses, dtype=torch.float64))
 
+# %% ../nbs/33c_metrics.ipynb #65448501
 def loss_parts(
     sums: torch.Tensor,  # From `add_losses`
     sources: list[str],
@@ -62,12 +64,14 @@ class Gauge(NamedTuple):
     flops: float | None = None  # Work of a token, as `plan` counts it; None: the shape is not known
     peak: float | None = None   # FLOP/s of all devices; None: no datasheet
 
+# %% ../nbs/33c_metrics.ipynb #aab79f40
 def known_peak() -> float | None:  # FLOP/s of one device
     "The peak of this machine's GPU, if its datasheet is known."
     if not torch.cuda.is_available(): return None
     name = torch.cuda.get_device_name().lower().replace(' ', '')
     return next((g.peak * 1e12 for k, g in GPUS.items() if k in name), None)
 
+# %% ../nbs/33c_metrics.ipynb #eb5cc3ee
 def gauge(
     run: Run,
     lengths: dict[int, int],  # Sample length → how many
@@ -80,6 +84,7 @@ def gauge(
     peak = known_peak()
     return Gauge(rows * run.row_tokens, work, peak and peak * int(os.environ.get('WORLD_SIZE', 1)))
 
+# %% ../nbs/33c_metrics.ipynb #c81e464d
 def memory_gib() -> float:  # Peak of this process: GPU memory, or resident memory where there is no GPU
     "How much memory was needed."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2 ** 30

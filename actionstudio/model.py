@@ -57,6 +57,7 @@ def quantise_experts(model) -> None:
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
     for module, name in expert_parameters(model): replace_parameter_4bit(model.get_submodule(module), name, compress_statistics=True, quant_type='nf4')
 
+# %% ../nbs/32_model.ipynb #fdb585dc
 def checkpoint_layers(
     model,
     n: int,  # The first `n` layers keep only their input, and are computed again for the backward pass

@@ -156,12 +156,14 @@ class Way(Record):
     @property
     def tokens_per_step(self) -> int: return self.micro_tokens * self.grad_accum * self.world
 
+# %% ../nbs/31_plan.ipynb #09e88b98
 class Term(Record):
     "One summand of a prediction."
     what: str
     formula: str   # With its numbers
     value: float   # Bytes or seconds
 
+# %% ../nbs/31_plan.ipynb #c2538589
 def adapters(s: Shape, r: int) -> int:
     "Parameters of adapters of rank `r` on q, k, v and o."
     return s.layers * r * (4 * s.hidden + 2 * s.head_dim * (s.heads + s.kv_heads))

@@ -176,6 +176,7 @@ def training_arguments(run: Run, steps: int, passes: int) -> SFTConfig:
     if cpu: _on_cpus(run, args)
     return args
 
+# %% ../nbs/34_sft.ipynb #b1ac4ac9
 def _engine(run: Run, gpu: bool) -> dict:  # What it was told stands in the folder of the run, for a reader
     told = engine(run, gpu=gpu)
     if processes().rank == 0: save_json(Path(run.out)/'engine.json', told)
@@ -188,6 +189,7 @@ def _on_cpus(run: Run, args: SFTConfig) -> None:  # accelerate prepares engines 
         import deepspeed
         deepspeed.init_distributed('gloo', auto_mpi_discovery=False, verbose=False)
 
+# %% ../nbs/34_sft.ipynb #5ce3944f
 def _trainer(run: Run, steps: list, batch: Batch, encoded: list[Encoded], tokenizer, callbacks, certificate: dict | None = None, heldout: list[Encoded] = []) -> AgentSFTTrainer:
     from datasets import Dataset
     rank, world, _ = processes()

@@ -38,6 +38,7 @@ class Machine(NamedTuple):
     gpus: int   # Processes in a node, one a device
     nodes: int
 
+# %% ../nbs/36_train.ipynb #7f399377
 def machine(
     gpu: str | None = None,  # Plan for this one; None: what is found
     env=os.environ,          # As a launcher leaves it
@@ -56,6 +57,7 @@ def lengths_of(run: Run) -> dict[int, int] | None:  # Sample length → how many
     "The lengths of the data."
     return dict(Counter(len(e) for e in scan_encoded(Path(run.data)/'encoded.parquet'))) if run.objective == 'sft' else None
 
+# %% ../nbs/36_train.ipynb #7005e2ce
 def planned(
     run: Run,
     m: Machine,
@@ -75,6 +77,7 @@ def _fixed(run: Run, said: Sequence[str]) -> dict[str, Any]:  # What a run file 
     sizes = {'micro': {run.micro_batch * run.row_tokens: run.grad_accum}, 'row': run.row_tokens}
     return {k: v for key, how in (fixed | dict.fromkeys(SIZES, sizes)).items() if key in said for k, v in how.items()}
 
+# %% ../nbs/36_train.ipynb #40ac0ae6
 def told(p: Plan, new: dict[str, Any]) -> list[str]:
     "What a plan filled in, and what it expects, a line each."
     lines = ['plan: ' + ', '.join(f'{k} {v:,}' if isinstance(v, int) else f'{k} {v}' for k, v in new.items())] if new else []
@@ -99,10 +102,12 @@ def probe(
     later = lines[1:] or lines
     return {'tokens_per_second': statistics.median(x['tokens_per_second'] for x in later), 'gib': lines[-1]['memory_gib'] if torch.cuda.is_available() else None, 'steps': len(later)}
 
+# %% ../nbs/36_train.ipynb #a3f93a20
 def train_run(run: Run, on_step: Callable[[dict], None] = lambda line: None, first: int | None = None) -> dict:
     "Train as a run says, by its objective; with `first` only so many steps."
     return (train_dpo if run.objective == 'dpo' else train_sft)(run, on_step, first)
 
+# %% ../nbs/36_train.ipynb #9f47fef8
 def corrected_by(p: Plan, found: dict) -> Constants:
     "The constants with which a plan predicts what a probe found."
     return corrected(p, p.way.tokens_per_step / found['tokens_per_second'], found['gib'] and found['gib'] * 2 ** 30)
