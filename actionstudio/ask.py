@@ -70,7 +70,7 @@ class NoAnswer(InputError):
     "A question that got no answer; `code` says why, to count by."
     def __init__(self, code: str, message: str):
         super().__init__(message)
-        self.code = code  # refused | budget | stopped | timeout | connection | http_429 …
+        self.code = code  # refused | budget | stopped | timeout | connection | junk | http_429 …
 
 # %% ../nbs/06_ask.ipynb #60fa0c7a
 _BYTES = 3  # Of prompt, per token, at least
@@ -108,17 +108,21 @@ def _client(endpoint: 'Endpoint'):
                 async with asyncio.timeout(endpoint.timeout): response = await super().send(request, **options)
             except TimeoutError as e: raise httpx2.ReadTimeout(f'no whole answer in {endpoint.timeout:g} s', request=request) from e
             if response.status_code != 200 or not (why := _not_a_completion(response.content)): return response
-            return httpx2.Response(502, json={'error': {'message': why}}, request=request)
+            return httpx2.Response(502, json={'error': {'message': why}}, headers={'x-found': 'junk'}, request=request)
 
     transport = {'transport': endpoint.transport} if endpoint.transport else {}
     return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.key(), max_retries=endpoint.retries, timeout=endpoint.timeout, http_client=Paced(**transport))
+
+def _code(e) -> str: return e.response.headers.get('x-found') or f'http_{e.status_code}'  # Of an `APIStatusError`
 
 def _not_a_completion(body: bytes) -> str:  # '' if it is one
     try: choices = msgspec.json.decode(body)['choices']
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError): return f'found {body[:40]!r}, expected a chat completion'
     if not isinstance(choices, list) or len(choices) != 1: return f'found {len(choices) if isinstance(choices, list) else "no"} choices, expected one'
     said = choices[0].get('message') if isinstance(choices[0], dict) else None
-    return '' if isinstance(said, dict) and isinstance(said.get('content'), str | None) else 'found a choice without a message, expected one'
+    if not (isinstance(said, dict) and isinstance(said.get('content'), str | None)): return 'found a choice without a message, expected one'
+    calls = said.get('tool_calls') or []
+    return '' if isinstance(calls, list) and all(isinstance(c, dict) and isinstance(c.get('function'), dict) for c in calls) else 'found tool_calls that are no list of functions, expected one'
 
 # %% ../nbs/06_ask.ipynb #1853f422
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +134,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = 120           # Seconds for one attempt, from first to last byte
     retries: int = 6               # After the first attempt
     transport: Any = None          # In place of the network, for tests
+
+    def __post_init__(self):
+        if self.base_url is not None and not self.base_url.startswith(('http://', 'https://')): raise InputError(f'base URL: found {self.base_url!r}, expected http://… or https://…, such as http://localhost:8000/v1')
 
     def key(self) -> str:  # Raises `InputError` where OpenAI's own server would need one
         "The key, or a stand-in for servers that want none."
@@ -192,7 +199,7 @@ async def _send(self, q: Question) -> Reply:
         if not form or not any(x in str(e) for x in ('response_format', 'json_schema')): raise NoAnswer('refused', self._said(e)) from e
         self._by_schema = False
         return await self._send(q)
-    except openai.APIStatusError as e: raise NoAnswer(f'http_{e.status_code}', self._said(e)) from e
+    except openai.APIStatusError as e: raise NoAnswer(_code(e), self._said(e)) from e
     except openai.APITimeoutError as e: raise NoAnswer('timeout', f'no answer in {self.endpoint.timeout:g} s, {self.endpoint.retries + 1} times') from e
     except openai.APIConnectionError as e: raise NoAnswer('connection', f'no connection ({e.__cause__ or e})') from e
     return self._reply(q, done)

@@ -15,7 +15,7 @@ from typing import Any, Awaitable, Callable, Iterator
 
 import msgspec
 
-from .ask import Endpoint, _client, hash_of
+from .ask import Endpoint, _client, _code, hash_of
 from .dataset import load_tokenizer
 from .evaluate import Counted, Generation, last_turn, prompt_of
 from .model import model_folder, weights_hash
@@ -56,7 +56,7 @@ _FATAL, _IN_A_ROW = (401, 403, 404), 10
 
 def _why(e) -> str:
     import openai
-    return 'timeout' if isinstance(e, openai.APITimeoutError) else 'connection' if isinstance(e, openai.APIConnectionError) else f'http_{e.status_code}'
+    return 'timeout' if isinstance(e, openai.APITimeoutError) else 'connection' if isinstance(e, openai.APIConnectionError) else _code(e)
 
 class Server:
     "Any server that speaks OpenAI's chat completions, as a backend."
@@ -93,7 +93,7 @@ class Server:
         start = time.perf_counter()
         try: done = await client.chat.completions.create(model=self.model, extra_body=self.options, **msgspec.json.decode(x))
         except openai.APIError as e:
-            if getattr(e, 'status_code', 0) in _FATAL: raise InputError(f"{self.model}: {' '.join(str(e).replace(self.endpoint.key(), '…').split())[:300]}") from e
+            if getattr(e, 'status_code', 0) in _FATAL: raise InputError(f"{self.endpoint.base_url or 'the server'}: found {' '.join(str(e).replace(self.endpoint.key(), '…').split())[:300]}, expected a server that takes this key and knows {self.model}") from e
             return self._none(t, x, _why(e))
         choice, usage = done.choices[0], done.usage
         said, calls = _said(choice.message)
@@ -104,7 +104,7 @@ class Server:
 
 def _said(message) -> tuple[str, list[dict] | None]:  # (text, calls as the server parsed them)
     thought = getattr(message, 'reasoning_content', None) or getattr(message, 'reasoning', None)
-    calls = [{'name': c.function.name, 'arguments': c.function.arguments} for c in message.tool_calls or () if c.type == 'function']
+    calls = [{'name': c.function.name, 'arguments': c.function.arguments} for c in message.tool_calls or ()]
     return (f'<think>{thought}</think>' if thought else '') + (message.content or ''), calls or None
 
 # %% ../nbs/41d_backends.ipynb #686b2bc9

@@ -146,10 +146,11 @@ def prompt_of(
     t: Trajectory,
     tokenizer,
     chat_template: str | None = None,  # In place of the tokenizer's own
-) -> str:
+) -> str:                            # Raises `InputError` where the model would not see the tools
     "The text that a server would give the model in place of the last assistant message."
-    i = last_turn(t)
-    return probe(tokenizer, chat_template).prompt(t, len(t.conversation) if i is None else i)
+    i, template = last_turn(t), probe(tokenizer, chat_template)
+    if t.tools and template.dialect.tools is None: raise InputError(f'{t.id}: found {len(t.tools)} tools and a chat template that shows none, expected one that shows them (--chat-template FILE)')
+    return template.prompt(t, len(t.conversation) if i is None else i)
 
 # %% ../nbs/41_evaluate.ipynb #2864a7be
 class Generation(Struct):
@@ -247,8 +248,7 @@ def _fitting(texts, tokenizer, config, room, ids):  # Token ids of prompts; `ids
     rows = tokenizer(texts, add_special_tokens=False)['input_ids'] if texts else []  # The template writes the special tokens
     for id, row in zip(ids, rows):
         if room and len(row) + config.max_new_tokens > room:
-            raise InputError(f'{id}: found a prompt of {len(row)} tokens, expected at most {room - config.max_new_tokens}: '
-                             f'{room} positions less {config.max_new_tokens} new tokens')
+            raise InputError(f'{id}: found a prompt of {len(row)} tokens and {config.max_new_tokens} new ones, expected at most {room} in all, the positions of the model')
     return rows
 
 def _taken(ids, stops):  # (ids before the stop token, tokens written, whether it stopped)

@@ -16,13 +16,13 @@ from typing import Callable
 import msgspec
 from msgspec import Struct
 
-from .ask import Endpoint
+from .ask import Endpoint, _not_a_completion
 from .backends import request_of
 from .dataset import load_tokenizer
 from .evaluate import Local, answers, last_turn
 from .evaluate_file import load_model
 from .model import model_folder, weights_hash
-from .parse import parse_tool_calls
+from .parse import _call, parse_tool_calls
 from .schema import InputError, Trajectory
 from .store import fingerprint, load_json, read, save_json, stage, trajectories, write
 from .template import ChatTemplate, as_rows, probe
@@ -133,7 +133,7 @@ class Parity(Struct):
 class _Door:  # A server, asked plainly
     def __init__(self, endpoint: Endpoint, model: str):
         import openai
-        self.model, self.openai = model, openai
+        self.model, self.openai, self.at = model, openai, endpoint.base_url
         self.client = openai.OpenAI(base_url=endpoint.base_url, api_key=endpoint.key(), max_retries=endpoint.retries, timeout=endpoint.timeout)
 
     def tokens(self, g: dict) -> list[int] | None:  # None: no such door
@@ -143,12 +143,17 @@ class _Door:  # A server, asked plainly
         except self.openai.APIStatusError: return None
         return said.get('tokens') if isinstance(said, dict) else None
 
-    def chat(self, g: dict, n: int):
-        return self.client.chat.completions.create(model=self.model, messages=g['messages'], **({'tools': g['tools']} if 'tools' in g else {}), temperature=0, max_tokens=n)
+    def chat(self, g: dict, n: int):  # Raises `InputError` for an answer that is none
+        raw = self.client.chat.completions.with_raw_response.create(model=self.model, messages=g['messages'], **({'tools': g['tools']} if 'tools' in g else {}), temperature=0, max_tokens=n)
+        if why := _not_a_completion(raw.content): raise InputError(f"{self.at}: {g['id']}: {why}")
+        return raw.parse()
 
-    def complete(self, g: dict, n: int):  # None: no such door
-        try: return self.client.completions.create(model=self.model, prompt=g['prompt'], temperature=0, max_tokens=n)
+    def complete(self, g: dict, n: int):  # None: no such door; raises `InputError` likewise
+        try: said = self.client.completions.create(model=self.model, prompt=g['prompt'], temperature=0, max_tokens=n)
         except self.openai.NotFoundError: return None
+        text = said.choices[0] if isinstance(getattr(said, 'choices', None), list) and len(said.choices) == 1 else None
+        if not isinstance(getattr(text, 'text', None), str): raise InputError(f"{self.at}/completions: {g['id']}: found {str(said)[:60]!r}, expected one choice with a text")
+        return said
 
 # %% ../nbs/42_serve.ipynb #c3e669de
 def _rendered(folder: Path) -> Callable[[dict], str]:  # As a server renders: objects in place of the arguments' texts
@@ -156,8 +161,11 @@ def _rendered(folder: Path) -> Callable[[dict], str]:  # As a server renders: ob
     def opened(m): return m | {'tool_calls': [c | {'function': c['function'] | {'arguments': msgspec.json.decode(c['function']['arguments'])}} for c in m['tool_calls']]} if m.get('tool_calls') else m
     return lambda g: tokenizer.apply_chat_template([opened(m) for m in g['messages']], tools=g.get('tools'), add_generation_prompt=True, tokenize=False)
 
-def _calls(message) -> list[dict] | None:
-    return [{'name': c.function.name, 'arguments': msgspec.json.decode(c.function.arguments)} for c in message.tool_calls] if message.tool_calls else None
+def _calls(message, tools) -> list[dict]:  # As the server parsed them, else as its text says; a call that cannot be read stays as it is
+    given = [{'name': c.function.name, 'arguments': c.function.arguments} for c in message.tool_calls or ()]
+    return [_call(c)[0] or c for c in given] or _read(message.content or '', tools)
+
+def _read(text: str, tools) -> list[dict]: return [{k: c[k] for k in ('name', 'arguments')} for c in parse_tool_calls(text, tools).calls]
 
 def _one(g: dict, door: _Door, render, tokenizer, n: int, found: Parity) -> str:  # The difference, or ''
     if (ids := door.tokens(g)) is not None: found.bytes, theirs = 'compared at /tokenize', tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -168,8 +176,7 @@ def _one(g: dict, door: _Door, render, tokenizer, n: int, found: Parity) -> str:
     message, raw = said.choices[0].message, door.complete(g, n)
     if raw is None or (raw.usage and raw.usage.prompt_tokens != g['tokens']): found.completions = 'not compared: the server has no /completions' if raw is None else 'not compared: /completions adds tokens of its own'
     else:
-        ours = [{k: c[k] for k in ('name', 'arguments')} for c in parse_tool_calls(raw.choices[0].text, g.get('tools')).calls]
-        theirs = _calls(message) or [{k: c[k] for k in ('name', 'arguments')} for c in parse_tool_calls(message.content or '', g.get('tools')).calls]
+        ours, theirs = _read(raw.choices[0].text, g.get('tools')), _calls(message, g.get('tools'))
         if ours != theirs: return f'calls: trained {ours}, served {theirs}'
         if not ours and not getattr(message, 'reasoning_content', None) and (why := first_difference(raw.choices[0].text.strip(), (message.content or '').strip())): return f'reply, {why}'
     reply = tokenizer.decode(tokenizer(g['reply'], add_special_tokens=False)['input_ids'], skip_special_tokens=True).strip()
@@ -187,6 +194,7 @@ def parity(
     "Does a running server do what was trained? Ends at the first difference."
     import openai
     folder, model, found = Path(folder), model or str(folder), Parity()
+    if not (folder/'golden.jsonl').is_file(): raise InputError(f'{folder}: found no golden.jsonl, expected a folder that `actionstudio serve` made')
     at = Path(served or model)
     render, tokenizer, n = _rendered(at) if (at/'tokenizer_config.json').is_file() else None, load_tokenizer(folder), load_json(folder/'report.json')['made_by']['max_new_tokens']
     door = _Door(endpoint, model)

@@ -39,7 +39,8 @@ def calm(queries, out):
 def test_every_fault_is_tried_again(queries, tmp_path):
     soon = {'retry-after-ms': '1'}
     faults = [(429, soon, b'{"error": {"message": "slow down"}}'), (500, soon, b'oops'), (503, soon, b''), (200, {}, b'<html>sign in</html>'), (200, {}, completion('{"name": "f"}')[:60]),
-              (200, {'content-length': '5000'}, completion('no')), (200, {}, completion('no', 0)), (200, {}, b'\xff\xfe'), ('drip', {}, b''), 'stall']
+              (200, {'content-length': '5000'}, completion('no')), (200, {}, completion('no', 0)), (200, {}, b'\xff\xfe'),
+              (200, {}, b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": null, "tool_calls": "f"}}]}'), ('drip', {}, b''), 'stall']
     seen = Counter()
     def act(n, body):
         seen[said(body)] += 1
@@ -63,6 +64,11 @@ def test_a_server_that_dies_on_the_way(queries, tmp_path):
     with Server(lambda n, body: right(body)) as other: evaluate_file('toy', queries, tmp_path/'out', endpoint=endpoint(other))
     assert len(other.requests) == N - 10 and not kept & {f't{said(r)}' for r in other.requests}
     assert load_json(tmp_path/'out/scores.json') == calm(queries, tmp_path/'calm')
+
+
+def test_junk_is_counted_by_its_name(queries, tmp_path):
+    with Server(lambda n, body: (200, {}, b'<html>sign in</html>') if int(said(body)) % 8 == 0 else right(body)) as s:
+        with pytest.raises(InputError, match=f'^{s.url}: found no answer to 3 of 24 queries .junk 3'): evaluate_file('toy', queries, tmp_path/'out', endpoint=endpoint(s, retries=1))
 
 
 def test_what_is_never_answered_counts_for_nobody(queries, tmp_path):
