@@ -9,7 +9,6 @@ __all__ = ['LIFTED', 'Format', 'Reject', 'formats', 'register', 'sniff', 'find_f
 
 # %% ../nbs/02_convert.ipynb #08a07f7e
 import functools
-import gc
 import hashlib
 import importlib
 import itertools
@@ -17,7 +16,6 @@ import logging
 import mmap
 import os
 import pkgutil
-import platform
 import re
 import time
 from collections import Counter, deque
@@ -29,6 +27,7 @@ import msgspec
 
 from .infer import Inferred, groups_of, infer_file, infer_runs, inferred
 from .schema import InputError, Message, Trajectory, problems, shown, surely_valid
+from .spread import ahead, known_engine, module_of, no_cycles, on_ray, spread
 from .store import Block, Rejected, blocks, fingerprint, head, load_json, shards, source_file, stage, writing
 
 # %% ../nbs/02_convert.ipynb #3614e612
@@ -515,12 +514,6 @@ class _Done(msgspec.Struct):
     rejected: bytearray  # The others, as lines
     report: Report
 
-@contextmanager
-def _no_cycles():  # Records are trees: counting references frees them, and a search for loops would walk all of them many times
-    was = gc.isenabled(); gc.disable()
-    try: yield
-    finally: gc.enable() if was else None
-
 class _Lines:  # JSON written where it will stand: no copy for each record
     def __init__(self): self.buffer, self.write = bytearray(), msgspec.json.Encoder().encode_into
     def add(self, x):
@@ -530,7 +523,7 @@ class _Lines:  # JSON written where it will stand: no copy for each record
         self.buffer += b'\n'
     def text(self) -> bytearray: del self.buffer[-1:]; return self.buffer  # Without the last end
 
-@_no_cycles()
+@no_cycles()
 def _work(job: _Job, format: str) -> _Done:
     start, path, chosen, report, ids = time.perf_counter(), Path(job.block.path), find_format(format), Report(), []
     stem, lines, rejected = path.stem, _Lines(), _Lines()
@@ -555,27 +548,18 @@ class _Shelf:  # Memory that processes share: a block of lines costs one copy he
     def get(self, at: int, put: bytearray | int) -> bytearray | memoryview:
         return memoryview(self.places[at % len(self.places)])[:put] if isinstance(put, int) else put
 
-_shelf: _Shelf | None = None  # Of a worker
-
-def _shelve(work: Callable, at: int, job: _Job) -> tuple[_Done, bytearray | int]:
-    done = work(job)
-    put, done.lines = _shelf.put(at, done.lines), b''
+def _shelve(work: Callable, shelf: _Shelf, job: tuple[int, _Job]) -> tuple[_Done, bytearray | int]:
+    done = work(job[1])
+    put, done.lines = shelf.put(job[0], done.lines), b''
     return done, put
 
-def _in_processes(work: Callable, jobs: Iterator, workers: int, prints: Callable, into: dict) -> Iterator[_Done]:  # In order, with few blocks under way
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    shelf, jobs, fork = _Shelf(workers + 2), enumerate(jobs), multiprocessing.get_context('fork')  # fork: formats registered here are known there
-    with ProcessPoolExecutor(workers, fork, _follow, (shelf,)) as pool:
-        begin = lambda n: [pool.submit(_shelve, work, at, j) for at, j in itertools.islice(jobs, n)]
-        under_way = deque(begin(workers + 1))
-        with _hashing(prints, into):  # Once the workers are there: a process with threads should not fork
-            for at in itertools.count():
-                if not under_way: break
-                done, put = under_way.popleft().result()
-                under_way.extend(begin(1))
-                done.lines = shelf.get(at, put)
-                yield done
+def _in_processes(work: Callable, jobs: Iterator, workers: int, prints: Callable, into: dict) -> Iterator[_Done]:
+    shelf = _Shelf(workers + 2)  # A place for each block that is under way, and one for that which is being written
+    with spread(functools.partial(_shelve, work, shelf), workers, fork=True) as (begin, _), _hashing(prints, into):
+        for at, result in enumerate(ahead(map(begin, enumerate(jobs)), workers + 1)):
+            done, put = result()
+            done.lines = shelf.get(at, put)
+            yield done
 
 @contextmanager
 def _hashing(prints: Callable, into: dict):  # Beside the work, where nothing is known yet: hashing holds up no other thread
@@ -585,43 +569,23 @@ def _hashing(prints: Callable, into: dict):  # Beside the work, where nothing is
         yield
         if taken: into.update(taken.result())
 
-def _follow(shelf: _Shelf):  # A worker ends with the process that writes, and leaves Ctrl-C to it
-    import ctypes
-    import signal
-    import sys
-    global _shelf
-    _shelf = shelf
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform != 'linux': return
-    (libc := ctypes.CDLL(None)).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if platform.libc_ver()[0] != 'glibc': return
-    for option, size in ((-1, 1 << 28), (-3, 1 << 25)): libc.mallopt(option, size)  # M_TRIM_, M_MMAP_THRESHOLD: a block's memory waits for the next
-
 # %% ../nbs/02_convert.ipynb #f77b8931
 def _on_ray(work: Callable, files: list, format: str, limit: int | None, workers: int) -> Iterator[_Done]:
-    try: import ray
-    except ImportError as e: raise InputError('engine ray: found no Ray, expected it installed; `pip install "actionstudio[ray]"`') from e
-    logging.getLogger('ray.data').setLevel(logging.ERROR)
-    own = not ray.is_initialized()
-    here = {} if os.environ.get('RAY_ADDRESS') else {'num_cpus': max(workers, 2), 'include_dashboard': False}
-    if own: ray.init(logging_level='ERROR', log_to_driver=False, **here)
-    mine = [f for f in formats().values() if not f.convert.__module__.startswith('actionstudio.')]  # Other machines do not know them
+    mine = [f for f in formats().values() if not module_of(f.convert).startswith('actionstudio.')]  # Other machines do not know them
     def read(batch):
         _learn(mine)
         rows = [(Path(str(p)), str(n), str(s)) for p, n, s in zip(batch['path'], batch['name'], batch['source'])]
         yield from ({'job': _boxed(j)} for j in _jobs(rows, format, limit))
     def do(batch): _learn(mine); yield from ({'done': _boxed(work(j))} for j in batch['job'])
-    try:
-        with _ray_settings(ray.data.DataContext.get_current()):
-            rows = [{'path': str(p.absolute()), 'name': name, 'source': source} for p, name, source in files]
-            data = ray.data.from_items(rows, override_num_blocks=min(len(files), 64))
-            done = data.map_batches(read, batch_size=1, num_cpus=0.5).map_batches(do, batch_size=1)  # Unequal shares: Ray would join equal ones
-            for row in done.iter_rows(): yield row['done']
-    finally:
-        if own: ray.shutdown()
+    with on_ray(max(workers, 2), [f.convert for f in mine]) as ray, _ray_settings(ray.data.DataContext.get_current()):
+        rows = [{'path': str(p.absolute()), 'name': name, 'source': source} for p, name, source in files]
+        data = ray.data.from_items(rows, override_num_blocks=min(len(files), 64))
+        done = data.map_batches(read, batch_size=1, num_cpus=0.5).map_batches(do, batch_size=1)  # Unequal shares: Ray would join equal ones
+        for row in done.iter_rows(): yield row['done']
 
 @contextmanager
 def _ray_settings(context):
+    logging.getLogger('ray.data').setLevel(logging.ERROR)
     old = context.execution_options.preserve_order, context.enable_progress_bars, context.target_max_block_size
     context.execution_options.preserve_order, context.enable_progress_bars, context.target_max_block_size = True, False, 1 << 20
     try: yield
@@ -661,9 +625,9 @@ def convert_file(
     name: str | None = None,   # `meta.source` of every run, unless its record says otherwise. None: the folder or file that it comes from
 ) -> dict:                  # The report
     "Convert files of raw records, in bounded memory. Broken lines and records that cannot be carried go to `rejected.jsonl`."
-    if engine not in ('local', 'ray'): raise InputError(f'engine {engine!r}: unknown, expected local or ray')
+    known_engine(engine, workers)
     if suffix not in _SUFFIXES: raise InputError(f"suffix {suffix!r}: unknown, expected {', '.join(_SUFFIXES)}")
-    if any(n is not None and n < 1 for n in (workers, shard)): raise InputError('workers and shard: found a number under 1, expected at least 1')
+    if shard is not None and shard < 1: raise InputError(f'shard: found {shard}, expected at least 1')
     files, skipped = _all_files([source] if isinstance(source, (str, Path)) else list(source), format, name)
     made = {'command': 'convert', 'format': format, 'limit': limit, 'sources': {}}
     made |= ({} if suffix == '.jsonl' else {'suffix': suffix}) | ({'shard': shard} if shard else {}) | ({'infer_tools': True} if infer_tools else {}) | ({'name': name} if name else {})

@@ -64,8 +64,8 @@ def example(
     t, r = Trajectory.from_dict(d), rules()[code]
     if r.over == 'run': return t, next(f for f in check(t, select=[code]))
     find = r.find()
-    list(find(Run(Trajectory.from_dict(d | {"unique_trajectory_id": "earlier"}))))
-    place, message, *_ = next(iter(find(Run(t))))
+    list(find(r.of(Run(Trajectory.from_dict(d | {"unique_trajectory_id": "earlier"})))))
+    place, message, *_ = next(iter(find(r.of(Run(t)))))
     return t, Finding(code, r.severity, json_path(place), message)
 
 # %% ../nbs/05i_explain.ipynb #aae3243a

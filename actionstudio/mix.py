@@ -6,11 +6,11 @@
 __all__ = ['content_key', 'Look', 'Gates', 'Seen', 'Pool', 'Count', 'mix_table', 'mix_chart', 'mix', 'split_file']
 
 # %% ../nbs/07f_mix.ipynb #834c4bab
+import functools
 import hashlib
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
@@ -24,7 +24,8 @@ from .interleave import Interleaved
 from .recipe import HeldOut, Recipe, Source, draws, read_recipe
 from .schema import InputError, Trajectory, evaluation_only
 from .split import Links, expects_call, hold_out, surplus, with_refusal
-from .store import Block, Rejected, blocks, fingerprint, shards, source_file, stage, writing
+from .spread import ahead, known_engine, spread
+from .store import Block, Rejected, as_trajectory, blocks, fingerprint, shards, source_file, stage, writing
 from .where import conditions, fails, seen_names, unmet, value_of
 
 # %% ../nbs/07f_mix.ipynb #93489f30
@@ -97,10 +98,7 @@ def _blocks(path) -> Iterator[Block]:
     for file in [path] if path.is_file() else shards(path): yield from blocks(file)
 
 def _trajectories(path, block: Block) -> Iterator[tuple[str, Trajectory]]:  # (place, trajectory)
-    for place, r in block.records():
-        if isinstance(r, Rejected): raise InputError(r.message)
-        try: yield f'{Path(path).parent.name}/{place}', Trajectory.from_dict(r)
-        except InputError as e: raise InputError(f'{place}: found no Unified 2.0 trajectory ({e}); `actionstudio convert` makes them') from e
+    for place, r in block.records(): yield f'{Path(path).parent.name}/{place}', as_trajectory(place, r)
 
 # %% ../nbs/07f_mix.ipynb #dcc5f18e
 class Seen:
@@ -117,32 +115,13 @@ class Seen:
         self.kept.append(x.place)
 
 # %% ../nbs/07f_mix.ipynb #db2495e8
-_gates: Gates | None = None  # Of this process
-
-def _begin(recipe: Recipe):
-    global _gates
-    _gates = Gates(recipe)
-
-def _looked_at(name: str, path: str, block: Block) -> tuple[list[Look], set[str]]:  # (its records; dotted names, where a filter asks for such)
-    asks, looks, names = any('.' in c.asks for c in _gates.filters[name]), [], set()
+def _looked_at(gates: Gates, job: tuple[str, str, Block]) -> tuple[list[Look], set[str]]:  # (source's name, path, block) → (its records; dotted names, where a filter asks for such)
+    name, path, block = job
+    asks, looks, names = any('.' in c.asks for c in gates.filters[name]), [], set()
     for place, t in _trajectories(path, block):
         if asks: names |= seen_names([t])
-        looks.append(_gates.look(t, name, place))
+        looks.append(gates.look(t, name, place))
     return looks, names
-
-@contextmanager
-def _lookers(recipe: Recipe, workers: int):  # Gives: (source's name, path, block) of a stream → what was seen, in order
-    if workers == 1: _begin(recipe); yield lambda jobs: (_looked_at(*job) for job in jobs); return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-    _begin(recipe)  # A mistake in the recipe's files is found here, and not by a process that dies
-    pool = ProcessPoolExecutor(workers, get_context('spawn'), _begin, (recipe,))
-    def in_order(jobs):
-        begin = lambda n: [pool.submit(_looked_at, *job) for job in islice(jobs, n)]
-        under_way = deque(begin(workers + 1))
-        while under_way: done = under_way.popleft().result(); under_way.extend(begin(1)); yield done
-    try: yield in_order
-    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/07f_mix.ipynb #89c39476
 class Pool:
@@ -189,11 +168,11 @@ class Count:
 
 def _gather(recipe: Recipe, pool: Pool, count: Count, progress, workers: int) -> dict:  # One pass over all sources, those that are held out first
     seen, links, notes, filters = Seen(recipe), Links(), Counter(), {k: conditions(s.where) for k, s in recipe.sources.items()}
-    with _lookers(recipe, workers) as looked:
+    with spread(functools.partial(_looked_at, Gates(recipe)), workers, fork=True) as (begin, most):
         for name in sorted(recipe.sources, key=lambda k: not recipe.sources[k].held_out):
             source, names, k = recipe.sources[name], set(), list(recipe.sources).index(name)
             def looks():
-                for found, more in looked((name, p, b) for p in source.paths for b in _blocks(p)): names.update(more); yield from found
+                for done in ahead(map(begin, ((name, p, b) for p in source.paths for b in _blocks(p))), most): found, more = done(); names.update(more); yield from found
             for x in progress(looks(), name):
                 count.sources[name]['records_in'] += 1
                 if found := x.gone or seen.repeats(x): count.gone(name, *found, x.place, x.id, x.line)
@@ -310,7 +289,7 @@ def mix(
     workers: int = 1,             # Processes; what comes out does not depend on it
 ) -> dict:                        # The report: `records_in == records_out + sum(removed.values())`
     "Make the mixture that a recipe describes."
-    if workers < 1: raise InputError(f'workers: found {workers}, expected 1 or more')
+    known_engine('local', workers)
     if not isinstance(recipe, Recipe): recipe = read_recipe(recipe)
     files = [p for s in recipe.sources.values() for p in s.paths] + (recipe.against.paths if recipe.against else []) + ([recipe.decisions] if recipe.decisions else [])
     if recipe.decisions: read_decisions(recipe.decisions)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Patch', 'Finding', 'Run', 'in_call', 'leaves', 'said', 'lookout', 'where', 'Rule', 'rule', 'rules', 'known_names',
-           'check', 'Repair', 'fix', 'undo']
+           'packed', 'unpack', 'check', 'Repair', 'fix', 'undo']
 
 # %% ../nbs/05_rules.ipynb #d07999ed
 import difflib
@@ -54,6 +54,8 @@ class Run:
         try: return self._known[make]
         except KeyError: pass
         return self._known.setdefault(make, make(self))
+
+    def __getstate__(self): return {k: self.__dict__[k] for k in ('t', 'goes_on', 'messages', 'calls', 'results')} | {'_known': {}}  # What was worked out stays behind
 
     @functools.cached_property
     def said(self) -> list[str]: return [m.content if isinstance(m.content, str) else said(m) for m in self.messages]  # What each message says
@@ -116,6 +118,8 @@ def _sights(run: Run) -> dict[str, set[int]]:  # Word → parts in which it stan
     return out
 
 # %% ../nbs/05_rules.ipynb #d2573ac7
+def _itself(run: Run) -> Run: return run
+
 class Rule(msgspec.Struct, frozen=True):
     "A check over one run."
     code: str
@@ -124,15 +128,16 @@ class Rule(msgspec.Struct, frozen=True):
     group: str       # schema, links, shape, conduct, grounding, data; other modules are groups of their own
     find: Callable   # Run → iterator of (place, message) or (place, message, Patch); over='data': () → such a function
     over: str = 'run'
+    of: Callable = _itself  # over='data': Run → what `find` is given in its place
 
 _RULES: dict[str, Rule] = {}
 
-def rule(code: str, severity: str, meaning: str, over: str = 'run') -> Callable:
+def rule(code: str, severity: str, meaning: str, over: str = 'run', **more) -> Callable:
     "Register the decorated generator as a rule."
     def keep(find):
         group = find.__module__.rpartition('.')[2]
         if group == '__main__' and code in _RULES: group = _RULES[code].group  # A page that defines anew what its module has
-        _RULES[code] = Rule(code, severity, meaning, group, find, over)
+        _RULES[code] = Rule(code, severity, meaning, group, find, over, **more)
         _chosen.cache_clear()
         return find
     return keep
@@ -166,6 +171,17 @@ def _chosen(select: tuple | None, ignore: tuple) -> tuple[Rule, ...]:  # Those o
     _built_in()
     known_names({*(select or ()), *ignore}, 'rule')
     return tuple(r for r in _RULES.values() if r.over == 'run' and (select is None or {r.code, r.group} & {*select}) and not {r.code, r.group} & {*ignore})
+
+# %% ../nbs/05_rules.ipynb #246b1521
+def packed() -> tuple[dict[str, Rule], list[str]]:
+    "The rules of this process, and the words that they look out for."
+    return rules(), list(_WORDS)
+
+def unpack(known: dict[str, Rule], words: list[str]) -> None:  # As from `packed`
+    "Use the rules of another process in place of one's own."
+    _built_in()
+    _RULES.clear(); _RULES.update(known); _chosen.cache_clear()
+    if {*words} - {*_WORDS}: lookout(*words)
 
 # %% ../nbs/05_rules.ipynb #2118d092
 def check(

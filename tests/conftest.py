@@ -86,6 +86,16 @@ def launch_files(work):
     return written
 
 
+@pytest.fixture(scope='module')
+def ray():
+    "Ray on this machine, with two CPUs."
+    ray = pytest.importorskip('ray')
+    try: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
+    except Exception as e: pytest.skip(f'Ray does not start here (it gives up after 15 s on a busy machine): {e}')
+    yield ray
+    ray.shutdown()
+
+
 CHROMIUM_FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run']
 
 

@@ -1,6 +1,10 @@
 "The check command as a user meets it."
 import json
+import os
+import signal
+import sys
 import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -47,10 +51,121 @@ def test_fix_is_counted(actionstudio, data, tmp_path):
     assert json.loads((tmp_path/'a/repaired.jsonl').read_text())['repairs'][0]['before'] == '3'
 
 
-@pytest.mark.parametrize('wrong', [('--select', 'shcema'), ('--ignore', 'nothing'), ('--fail-on', 'eror'), ('--baseline', 'no.jsonl')])
+@pytest.mark.parametrize('wrong', [('--select', 'shcema'), ('--ignore', 'nothing'), ('--fail-on', 'eror'), ('--baseline', 'no.jsonl'), ('--engine', 'rai')])
 def test_mistakes_are_one_line(actionstudio, data, tmp_path, wrong):
     code, _, err = actionstudio('check', data, '-o', tmp_path/'x', *wrong, cwd=tmp_path)
     assert code == 2 and err.count('\n') == 1 and not (tmp_path/'x').exists(), err
+
+
+def many(folder, n=600):  # Runs of all kinds: repaired, removed, said before
+    folder.mkdir(exist_ok=True)
+    rows = [run(f'r{k}', 'wether' if k % 40 == 7 else 'weather', city=f'City {k % 540}', **({} if k % 3 else {'days': str(k % 540)})) for k in range(n)]
+    for r in rows: r["conversation"][-1]["content"] = 'Cold.'
+    (folder/'data.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    return folder
+
+
+def same(a, b):
+    assert {p.name for p in a.iterdir()} == {p.name for p in b.iterdir()} == {'kept.jsonl', 'removed.jsonl', 'findings.jsonl', 'repaired.jsonl', 'report.json'}
+    for p in a.iterdir(): assert p.read_bytes() == (b/p.name).read_bytes(), p.name
+
+
+def test_workers_change_nothing(actionstudio, tmp_path):
+    data = many(tmp_path/'in')
+    for n in (1, 2, 3): assert actionstudio('check', data, '-o', tmp_path/f'{n}', '--fix', '--workers', n)[0] == 0
+    same(tmp_path/'1', tmp_path/'2'); same(tmp_path/'1', tmp_path/'3')
+    report = json.loads((tmp_path/'1/report.json').read_text())
+    assert report['removed'] == {'unknown-tool': 15} and report['repaired'] == {'mistyped-argument': 195} and report['findings']['near-duplicate'] > 50
+    for n in (1, 2): assert actionstudio('check', data, '-o', tmp_path/f'known {n}', '--fix', '--workers', n, '--baseline', tmp_path/'1')[0] == 0
+    same(tmp_path/'known 1', tmp_path/'known 2')
+    assert json.loads((tmp_path/'known 2/report.json').read_text())['new'] == {}
+    assert actionstudio('check', data, '-o', tmp_path/'none', '--workers', '0')[0] == 2 and not (tmp_path/'none').exists()
+    with open(data/'data.jsonl', 'a') as f: f.write('{"no": "run"}\n')
+    told = [actionstudio('check', data, '-o', tmp_path/'bad', '--workers', n) for n in (1, 2)]
+    assert told[0] == told[1] and told[0][0] == 2 and 'data.jsonl:601: found no Unified 2.0 trajectory' in told[0][2] and told[0][2].count('\n') == 1, told
+    assert not (tmp_path/'bad').exists()
+
+
+OWN = '''
+import threading
+
+from actionstudio.rules import rule
+
+CITIES = {'City 5', 'City 6'}
+lock = threading.Lock()  # In the module, and not sent along: no rule uses it
+
+def named(run): return {c.arguments.get('city') for _, _, c in run.calls} & CITIES
+
+@rule('closed-city', 'error', 'A city that is closed')
+def closed(run):
+    for city in sorted(named(run)): yield ['conversation', 1], f'found {city}, expected an open city'
+
+@rule('city-again', 'note', 'An earlier run asks about the same city', over='data')
+def again():
+    seen = set()
+    def find(run):
+        for _, _, c in run.calls:
+            if (city := c.arguments['city']) in seen: yield ['conversation', 1], f'found {city} again, expected another'
+            seen.add(city)
+    return find
+'''
+
+
+@pytest.fixture
+def own_rules(tmp_path, monkeypatch):
+    "A module with two rules, which no other process can import."
+    from actionstudio import rules
+    before = rules.packed()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path/'rules_of_mine.py').write_text(OWN)
+    import rules_of_mine
+    (tmp_path/'rules_of_mine.py').unlink()
+    yield rules_of_mine
+    rules.unpack(*before)
+    del sys.modules['rules_of_mine']
+
+
+def test_own_rules_run_in_the_workers(tmp_path, own_rules):
+    from actionstudio.check_file import check_file
+    report = check_file(many(tmp_path/'in'), tmp_path/'one')
+    assert report['findings']['closed-city'] == 4 and report['removed']['closed-city'] == 2 and report['findings']['city-again'] == 60
+    check_file(tmp_path/'in', tmp_path/'two', workers=2)
+    same(tmp_path/'one', tmp_path/'two')
+
+
+@pytest.mark.slow
+def test_ray_changes_nothing(tmp_path, ray, own_rules):
+    from actionstudio.check_file import check_file
+    from actionstudio.rules import rule
+    from actionstudio.schema import InputError
+    check_file(many(tmp_path/'in'), tmp_path/'one', repair=True)
+    check_file(tmp_path/'in', tmp_path/'ray', repair=True, engine='ray', workers=2)
+    same(tmp_path/'one', tmp_path/'ray')
+    with open(tmp_path/'in/data.jsonl', 'a') as f: f.write('{"no": "run"}\n')
+    with pytest.raises(InputError, match='data.jsonl:601: found no Unified 2.0 trajectory') as e: check_file(tmp_path/'in', tmp_path/'bad', engine='ray', workers=2)
+    assert '\n' not in str(e.value) and not (tmp_path/'bad').exists()
+    rule('locked', 'note', 'A rule that cannot travel')(lambda run, lock=threading.Lock(): iter(()))
+    with pytest.raises(InputError, match='engine ray: found something that cannot be sent to other machines'): check_file(tmp_path/'in', tmp_path/'bad', engine='ray', workers=2)
+
+
+@pytest.mark.slow
+def test_a_killed_ray_worker_loses_nothing(tmp_path, ray):
+    from actionstudio import rules
+    from actionstudio.check_file import check_file
+    before, died = rules.packed(), tmp_path/'died'
+
+    @rules.rule('dies', 'note', 'A rule that kills its process once')
+    def dies(run):
+        yield ['conversation', 0], 'found a run, expected none'
+        try: os.close(os.open(died, os.O_CREAT | os.O_EXCL))
+        except FileExistsError: return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    died.touch(); check_file(many(tmp_path/'in'), tmp_path/'one')
+    died.unlink(); check_file(tmp_path/'in', tmp_path/'ray', engine='ray', workers=2)
+    rules.unpack(*before)
+    assert died.exists()
+    same(tmp_path/'one', tmp_path/'ray')
 
 
 here = pytest.mark.skipif(not (ROOT/'../shared/data').exists(), reason='no shared data here')

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-LIGHT = ['schema', 'store', 'infer', 'convert', 'formats.chat', 'formats.gold', 'formats.unified', 'decisions', 'duplicates', 'rules', 'check_file', 'ask', 'append', 'agreement', 'case', 'critique', 'rule_judge', 'keep', 'audit', 'critic_data', 'compare', 'record', 'split', 'where', 'recipe', 'interleave', 'contamination', 'mix', 'count', 'assets', 'render', 'template', 'tokens', 'values', 'encode', 'certify', 'length', 'pack',
+LIGHT = ['schema', 'store', 'infer', 'spread', 'convert', 'formats.chat', 'formats.gold', 'formats.unified', 'decisions', 'duplicates', 'rules', 'check_file', 'ask', 'append', 'agreement', 'case', 'critique', 'rule_judge', 'keep', 'audit', 'critic_data', 'compare', 'record', 'split', 'where', 'recipe', 'interleave', 'contamination', 'mix', 'count', 'assets', 'render', 'template', 'tokens', 'values', 'encode', 'certify', 'length', 'pack',
          'dataset', 'encode_file',
          'sheet', 'view', 'index', 'pictures', 'ring', 'verifier', 'app', 'config', 'plan', 'parse', 'cli', 'cluster', 'cost', 'engines', 'launch', 'steps']
 

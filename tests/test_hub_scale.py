@@ -116,15 +116,6 @@ def test_workers_change_nothing(tmp_path, mixed, limit):
     same(tmp_path/'one', tmp_path/'three')
 
 
-@pytest.fixture(scope='module')
-def ray():
-    ray = pytest.importorskip('ray')
-    try: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
-    except Exception as e: pytest.skip(f'Ray does not start here (it gives up after 15 s on a busy machine): {e}')
-    yield ray
-    ray.shutdown()
-
-
 @pytest.mark.slow
 def test_ray_changes_nothing(tmp_path, mixed, ray):
     convert_file(mixed, tmp_path/'one'); convert_file(mixed, tmp_path/'ray', engine='ray', workers=2)

@@ -100,18 +100,27 @@ def _collision(run):
     old = ((run.t.meta or {}).get('provenance') or {})
     if '#' in run.t.id and isinstance(old, dict) and 'id' in old and run.t.id.startswith(f"{old.get('id')}#"): yield ['unique_trajectory_id'], f'found the id {old["id"]!r} in an earlier record too, expected ids that differ'
 
-@rule('duplicate', 'warning', 'An earlier run has the same messages and tools', over='data')
+def _hashed(run) -> tuple[str, bytes]:
+    t = run.t
+    return t.id, hashlib.blake2b(msgspec.json.encode([t.task_instruction, t.tools, t.conversation, t.chosen or None, t.rejected or None]), digest_size=12).digest()
+
+@rule('duplicate', 'warning', 'An earlier run has the same messages and tools', over='data', of=_hashed)
 def _duplicate():
     seen = {}
-    def find(run):
-        key = hashlib.blake2b(msgspec.json.encode([run.t.task_instruction, run.t.tools, run.t.conversation, run.t.chosen or None, run.t.rejected or None]), digest_size=12).digest()
-        if (first := seen.setdefault(key, run.t.id)) != run.t.id: yield ['unique_trajectory_id'], f'found the run {first!r} again, expected it once'
+    def find(hashed):
+        id, key = hashed
+        if (first := seen.setdefault(key, id)) != id: yield ['unique_trajectory_id'], f'found the run {first!r} again, expected it once'
     return find
 
-@rule('near-duplicate', 'warning', 'An earlier run says nearly the same (see `duplicates`)', over='data')
+def _sketched(run) -> tuple: return run.t.id, _SKETCHES.sketch(run.t)
+
+_SKETCHES = Duplicates()
+
+@rule('near-duplicate', 'warning', 'An earlier run says nearly the same (see `duplicates`)', over='data', of=_sketched)
 def _near_duplicate():
     seen, ids = Duplicates(), []
-    def find(run):
-        if found := seen.find(run.t): yield ['conversation'], f'found {found[1]:.0%} of the word sequences of {ids[found[0]]!r}, expected less than 80 %'
-        else: ids.append(run.t.id)
+    def find(sketched):
+        id, sketch = sketched
+        if found := seen.find(sketch): yield ['conversation'], f'found {found[1]:.0%} of the word sequences of {ids[found[0]]!r}, expected less than 80 %'
+        else: ids.append(id)
     return find
