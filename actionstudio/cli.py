@@ -107,11 +107,13 @@ def check(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a 
           fix: Annotated[bool, typer.Option('--fix', help='Apply the safe repairs first; repaired.jsonl says what stood there.')] = False,
           fail_on: Annotated[Optional[list[str]], typer.Option(help='Rules, groups or severities (error, warning, note, any) whose new findings end the command with exit code 1.')] = None,
           baseline: Annotated[Optional[Path], typer.Option(help='An earlier check: its findings are known; they are not shown and cannot fail.')] = None,
-          lines: Annotated[int, typer.Option(min=0, help='Findings to print, errors first and at most three of a rule; all are in findings.jsonl.')] = 20, force: Force = False,
+          lines: Annotated[int, typer.Option(min=0, help='Findings to print, errors first and at most three of a rule; all are in findings.jsonl.')] = 20,
+          workers: Annotated[int, typer.Option(min=1, help='Processes; what comes out does not depend on it.')] = 1,
+          engine: Annotated[str, typer.Option(help='local or ray.')] = 'local', force: Force = False,
           explain: Annotated[Optional[str], typer.Option(help='Say what a rule means, with an example; of a group, or of `all`, one line a rule.', callback=_explain, is_eager=True)] = None):
     "Check trajectories against the rules; those with an error are removed.\n\nExample: actionstudio check out/data --out out/checked"
     if fail_on: _call('check_file:failing', {'new': {}, 'made_by': {'select': select, 'ignore': ignore or []}}, fail_on)
-    report = _call('check_file:check_file', source, out, select, ignore or [], fix, force, progress, baseline)
+    report = _call('check_file:check_file', source, out, select, ignore or [], fix, force, progress, baseline, workers, engine)
     _print_findings(out, lines)
     _print_rules(report)
     if len(report['sources']) > 1: _print_sources(report['sources'])
