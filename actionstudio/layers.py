@@ -90,7 +90,7 @@ def fuse(
 ) -> None:
     "Put the faster layers in place: fused ones as `layers_of` says, and on a GPU in bfloat16 the experts above."
     gpu = torch.cuda.is_available() if gpu is None else gpu
-    mixture = any(hasattr(m, 'gate_up_proj') and m.gate_up_proj.dim() == 3 for m in model.modules())
+    mixture = any(n.endswith('gate_up_proj') and p.dim() == 3 for n, p in model.named_parameters())
     if mixture and gpu and dtype == 'bfloat16': model.set_experts_implementation(SORTED)
     if layers_of(model.config.model_type, dtype, gpu)[0] == 'plain': return
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
