@@ -51,6 +51,12 @@ def _streamed(work: Callable[[Callable, threading.Event], Awaitable]) -> Iterato
             yield x
     finally: stop.set()
 
+# %% ../nbs/41d_backends.ipynb #4a3acdce
+def _said(message) -> tuple[str, list[dict] | None]:  # (text, calls as the server parsed them)
+    thought = getattr(message, 'reasoning_content', None) or getattr(message, 'reasoning', None)
+    calls = [{'name': c.function.name, 'arguments': c.function.arguments} for c in message.tool_calls or ()]
+    return (f'<think>{thought}</think>' if thought else '') + (message.content or ''), calls or None
+
 # %% ../nbs/41d_backends.ipynb #d49dfe07
 _FATAL, _IN_A_ROW = (401, 403, 404), 10
 
@@ -101,11 +107,6 @@ class Server:
                           seconds=round(time.perf_counter() - start, 4), made_by=self.made_by, calls=calls)
 
     def _none(self, t, x, why): return Generation(t.id, x, '', 0, False, 0., self.made_by, None, why)
-
-def _said(message) -> tuple[str, list[dict] | None]:  # (text, calls as the server parsed them)
-    thought = getattr(message, 'reasoning_content', None) or getattr(message, 'reasoning', None)
-    calls = [{'name': c.function.name, 'arguments': c.function.arguments} for c in message.tool_calls or ()]
-    return (f'<think>{thought}</think>' if thought else '') + (message.content or ''), calls or None
 
 # %% ../nbs/41d_backends.ipynb #686b2bc9
 class Vllm:

@@ -27,6 +27,7 @@ class BfclCase(Struct):
     gold: list[dict[str, dict[str, list]]] | None  # For each true call {name: {argument: [acceptable values]}}; None: only whether it calls at all counts
     run: Trajectory         # The question, as a model gets it
 
+# %% ../nbs/41c_bfcl.ipynb #f15fc6cb
 _CALLS = ('simple_python', 'multiple', 'parallel', 'parallel_multiple', 'live_simple', 'live_multiple', 'live_parallel', 'live_parallel_multiple')
 _CALLS += tuple(LANGUAGES)
 _SILENT, _ANY = ('irrelevance', 'live_irrelevance'), ('live_relevance',)
@@ -42,6 +43,7 @@ def _told(row):  # A question of another language, its arguments as text
 
 def _first(v): return {k: _first(xs[0]) for k, xs in v.items() if xs and xs[0] != ''} if isinstance(v, dict) else [_first(x) for x in v] if isinstance(v, list) else v
 
+# %% ../nbs/41c_bfcl.ipynb #2b9eb7bc
 def bfcl(
     path: str | Path,     # A file of questions, `BFCL_v4_….json`; the answers lie beside it, in `possible_answer/`
 ) -> list[BfclCase]:      # Raises `InputError`

@@ -41,6 +41,7 @@ def question(t: Trajectory, reply: str, again: bool = False) -> Question:
     data = json.dumps({'it must': t.meta['labels']['must'], 'conversation': asked, 'reply': reply}, ensure_ascii=False)
     return Question(hash_of(data), [{'role': 'system', 'content': _ASK + ' Nothing but this JSON.' * again}, {'role': 'user', 'content': f'<<<data\n{data}\ndata>>>'}], _SCHEMA)
 
+# %% ../nbs/41g_cases.ipynb #d8116f08
 def _verdict(text: str) -> bool | None:  # None: junk
     try: said = json.loads(text)
     except ValueError: return None
@@ -51,6 +52,7 @@ async def _judged(asker: Asker, t: Trajectory, reply: str, out: dict):
         if (said := _verdict(await asker(question(t, reply, again)))) is not None: out[t.id] = said; return
     out[t.id] = 'junk'
 
+# %% ../nbs/41g_cases.ipynb #a683dca4
 def judge_texts(
     cases: list[tuple[Trajectory, str]],  # (case, reply)
     asker: Asker,

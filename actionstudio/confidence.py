@@ -47,6 +47,7 @@ class Interval(Struct, frozen=True):
     queries: int
     def __repr__(self): return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
 
+# %% ../nbs/41b_confidence.ipynb #39b51f7e
 def _drawn(columns, statistic, level, resamples, seed):  # scipy's result; the columns stay together
     n = len(columns[0])
     return stats.bootstrap(tuple(columns), statistic, paired=True, vectorized=True, n_resamples=resamples, batch=max(1, 10**6 // n),
@@ -80,6 +81,7 @@ class Comparison(Struct, frozen=True):
         return (f'{self.metric}: {self.first:.3f} → {self.second:.3f}, difference {self.difference}, p = {self.p:.3g} ({self.test}); '
                 f'queries right only before: {self.only_first}, only after: {self.only_second}')
 
+# %% ../nbs/41b_confidence.ipynb #56267fc7
 def compare(
     first: Scores,
     second: Scores,             # Of the same queries, in the same order

@@ -195,6 +195,7 @@ def _common(rows, cache) -> int:  # The same, where the cache can copy them
     from transformers.cache_utils import StaticLayer
     return _begin(rows) if all(type(x) is StaticLayer for x in cache.layers) else 0
 
+# %% ../nbs/41_evaluate.ipynb #af33ab87
 def _write(model, rows, config):  # Token ids that follow each row of ids, its stop token last, in one batch padded on the left
     import torch
     from transformers import StaticCache
@@ -282,6 +283,7 @@ class Counted:
     def __len__(self): return self.n
     def __iter__(self): return iter(self.items)
 
+# %% ../nbs/41_evaluate.ipynb #57d3babc
 class Local:
     "A model of transformers as a backend: batches padded on the left, greedy, with a cache of keys and values."
     def __init__(
@@ -328,6 +330,7 @@ def answers(
         made |= {(g.id, g.prompt): g for g in new}
     return [made[t.id, x] for t, x in zip(ts, texts)]
 
+# %% ../nbs/41_evaluate.ipynb #1a4cadaf
 def generate(
     trajectories: Iterable[Trajectory],
     model, tokenizer, chat_template: str | None = None, batch_size: int = 16, max_new_tokens: int = 256,  # As for `Local`
@@ -382,6 +385,17 @@ class Scores(Struct):
         return (f'Scores({self.queries} queries, accuracy {self.accuracy:.3f}, api P {self.api.precision:.3f} R {self.api.recall:.3f} F1 {self.api.f1:.3f}, '
                 f'arguments {self.arguments.exact:.3f}, irrelevance {quiet}' + (f', {len(self.unanswered)} more unanswered' if self.unanswered else '') + ')')
 
+# %% ../nbs/41_evaluate.ipynb #42721381
+def _read(g, t):
+    if g.calls is None: return parse_tool_calls(g.text, t.tools)
+    read = [_call(c) for c in g.calls]
+    return Parsed([c for c, _ in read if c], g.text, problems=[why for _, why in read if why])
+
+def _mismatch(ts, generations):
+    if len(ts) != len(generations): return f'found {len(generations)} generations, expected {len(ts)}, one for each trajectory'
+    k, t, g = next((k, t, g) for k, (t, g) in enumerate(zip(ts, generations)) if t.id != g.id)
+    return f'generations[{k}].id: found {shown(g.id)}, expected {shown(t.id)}'
+
 # %% ../nbs/41_evaluate.ipynb #9ab888c6
 def _truth(t):  # (true calls, acceptable values or None)
     i = last_turn(t)
@@ -391,6 +405,7 @@ def _truth(t):  # (true calls, acceptable values or None)
     _check_allowed(allowed, len(calls), f'{t.id}: meta.labels.allowed')
     return [{'name': c.name, 'arguments': c.arguments} for c in calls], allowed
 
+# %% ../nbs/41_evaluate.ipynb #0c9981d8
 def score(
     trajectories: Iterable[Trajectory],  # The truth is the last assistant message, with `meta.labels.allowed` where present
     generations: list[Generation],       # In the same order, as `generate` gives them
@@ -409,16 +424,6 @@ def score(
     return Scores(api=api_scores(pred, gold), arguments=argument_scores(pred, gold, allowed), irrelevance=irrelevance_score(pred, gold),
                   accuracy=_share(sum(m in ('exact', 'correct silence') for m in marks), len(ts)), queries=len(ts),
                   unfinished=sum(not g.finished for g in generations), with_problems=sum(bool(p.problems) for p in parsed), rows=rows, unanswered=silent)
-
-def _read(g, t):
-    if g.calls is None: return parse_tool_calls(g.text, t.tools)
-    read = [_call(c) for c in g.calls]
-    return Parsed([c for c, _ in read if c], g.text, problems=[why for _, why in read if why])
-
-def _mismatch(ts, generations):
-    if len(ts) != len(generations): return f'found {len(generations)} generations, expected {len(ts)}, one for each trajectory'
-    k, t, g = next((k, t, g) for k, (t, g) in enumerate(zip(ts, generations)) if t.id != g.id)
-    return f'generations[{k}].id: found {shown(g.id)}, expected {shown(t.id)}'
 
 # %% ../nbs/41_evaluate.ipynb #ca5ec81f
 def _repr_html_(self):

@@ -44,6 +44,7 @@ SUITES: dict[str, tuple[Callable, Callable]] = {  # Name → (path → runs; pat
     'nexusraven': (lambda path: nexusraven(path), _raven_tables),
     'cases': (lambda path: list(trajectories(path)), _case_tables)}
 
+# %% ../nbs/41h_evaluate_file.ipynb #e9222d28
 TURNS = 'bfcl_turns'  # Here the next prompt depends on the last answer, so that it is played and not asked
 
 def _played(source: Path, backend, folder: Path, progress) -> tuple[list[Trajectory], Scores, dict[str, pd.DataFrame]]:
@@ -73,6 +74,7 @@ def load_model(
         loaded = PeftModel.from_pretrained(loaded, adapter)
     return loaded.eval()
 
+# %% ../nbs/41h_evaluate_file.ipynb #ac9b646b
 def backend_of(
     model: str | Path,
     engine: str = 'transformers',        # Or `vllm`
@@ -132,6 +134,7 @@ def evaluate_file(
     if report['unanswered'] and not allow_unanswered: raise InputError(f"{out}: found scores without {report['unanswered']} queries that got no answer, expected --allow-unanswered, or --force to ask all again")
     return report
 
+# %% ../nbs/41h_evaluate_file.ipynb #331618bd
 def _open(scores: Scores, endpoint: Endpoint | None) -> str:
     why = pd.Series(scores.unanswered).value_counts()
     return f"{endpoint and endpoint.base_url or 'the model'}: found no answer to {len(scores.unanswered)} of {scores.queries + len(scores.unanswered)} queries ({', '.join(f'{k} {n}' for k, n in why.items())}); the same command asks only those, --allow-unanswered scores the others"

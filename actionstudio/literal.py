@@ -135,8 +135,6 @@ def _argument(c: Cursor, args: list, named: dict):
     named[key] = value(c)
 
 # %% ../nbs/40_literal.ipynb #dc30c098
-_LEAD = re.compile(r'\s*+(?:Call:\s*+)?(?:[^\W\d]\w*+\s*+=(?!=)\s*+)?(?:print\((?=[^\W\d][\w.]*+\())?')
-
 def call_list(c: Cursor) -> list[tuple[str, list, dict]]:  # Raises `Unread`
     "`[f(x=1), g()]`"
     if not c.take('['): raise Unread('found no list', c.at)
@@ -145,6 +143,9 @@ def call_list(c: Cursor) -> list[tuple[str, list, dict]]:  # Raises `Unread`
         if not c.take(','): raise Unread(f'found {c.doc[c.at:c.at + 20]!r}, expected , or ]', c.at)
         if c.peek()[1] != ']': out.append(call(c))
     return out
+
+# %% ../nbs/40_literal.ipynb #64012a88
+_LEAD = re.compile(r'\s*+(?:Call:\s*+)?(?:[^\W\d]\w*+\s*+=(?!=)\s*+)?(?:print\((?=[^\W\d][\w.]*+\())?')
 
 def statements(c: Cursor) -> list[tuple[str, list, dict]]:  # Raises `Unread` where the first is none; stops where the next is none
     "Calls, one after the other, as far as they go."

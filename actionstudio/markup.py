@@ -26,6 +26,7 @@ def kinds(schema: Any, depth: int = 0) -> set[str]:  # Empty: the schema does no
 def _kind(v) -> str:
     return 'boolean' if isinstance(v, bool) else 'number' if isinstance(v, (int, float)) else {str: 'string', list: 'array', dict: 'object'}.get(type(v), 'null')
 
+# %% ../nbs/40_markup.ipynb #2848fd4e
 def typed(text: str, schema: Any = None) -> Any:
     "Text between tags as the value that it stands for."
     allowed = kinds(schema)

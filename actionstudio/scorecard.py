@@ -78,6 +78,7 @@ def intervals(
         found[m] = {'value': x.value, 'low': x.low, 'high': x.high}
     return pd.DataFrame.from_dict(found, orient='index', columns=['value', 'low', 'high'])
 
+# %% ../nbs/41e_scorecard.ipynb #c3c049dd
 def frame(
     scores: Scores
 ) -> pd.DataFrame:  # One row a query
@@ -97,6 +98,7 @@ def load_scores(
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise InputError(f'{path}: found no scores of this version ({e}), expected those of `actionstudio evaluate`; run it again with --force') from e
 
+# %% ../nbs/41e_scorecard.ipynb #670e7a95
 def comparisons(
     first: Scores,
     second: Scores,
