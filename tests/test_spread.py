@@ -26,7 +26,7 @@ if __name__ == '__main__':
 @pytest.mark.parametrize('how', ['fork', 'spawn'])
 def test_workers_end_with_the_process_that_started_them(tmp_path, how):
     (tmp_path/'work.py').write_text(CODE)
-    p = subprocess.Popen([sys.executable, tmp_path/'work.py', how], stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)})
+    p = subprocess.Popen([sys.executable, tmp_path/'work.py', how], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)})
     workers = [Path('/proc')/pid for pid in p.stdout.readline().split()]
     assert len(workers) == 2 and all(w.exists() for w in workers)
     p.send_signal(signal.SIGKILL); p.wait()
