@@ -210,12 +210,13 @@ def critique(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or
              per_minute: Annotated[Optional[float], typer.Option(help='Requests, retries included.')] = None,
              timeout: Annotated[float, typer.Option(help='Seconds for one attempt.')] = 120, retries: Annotated[int, typer.Option(min=0, help='After the first attempt.')] = 6,
              answers: Annotated[Optional[Path], typer.Option(help='The file of answers; answers.sqlite beside --out without it.')] = None,
-             dry_run: Annotated[bool, typer.Option('--dry-run', help='Say what it would cost; send nothing.')] = False, force: Force = False):
+             dry_run: Annotated[bool, typer.Option('--dry-run', help='Say what it would cost; send nothing.')] = False,
+             engine: Annotated[str, typer.Option(help='local, or ray: the nodes of a cluster send the questions in turn; localhost is then a server on each.')] = 'local', force: Force = False):
     "Let judges score every step of every run, with evidence, and keep what should be learned; the same command goes on after a kill.\n\nExample: actionstudio critique out/checked --model qwen --base-url http://localhost:8000/v1 --out out/critiqued --dry-run"
     from actionstudio.ask import Endpoint, Unfinished
     endpoint = Endpoint(base_url=base_url, key_env=key_env, concurrency=concurrency, per_minute=per_minute, timeout=timeout, retries=retries)
     asking = dict(rubric=rubric, exemplars=exemplars, no_exemplars=no_exemplars, mode=mode, options=_json('--options', options), price=_price(price), budget=budget)
-    try: report = _call('keep:critique_file', source, out, model, endpoint, answers, policy, force, progress, dry_run, **asking)
+    try: report = _call('keep:critique_file', source, out, model, endpoint, answers, policy, force, progress, dry_run, engine, **asking)
     except Unfinished as e:
         if 'budget' not in e.why: raise
         _fail(str(e))

@@ -7,7 +7,7 @@ __all__ = ['Policy', 'lines', 'Ruling', 'ruling', 'judges_agree', 'labelled', 's
 
 # %% ../nbs/06a_keep.ipynb #3275b2eb
 from collections import Counter, defaultdict
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, median_low
@@ -16,12 +16,13 @@ from typing import Callable, Iterable, Iterator, Literal
 import msgspec
 
 from .agreement import Agreement, agreement_of
-from .ask import Answers, Asker, Budget, Endpoint, Forecast, hash_of
+from .ask import Answers, Asker, Budget, Endpoint, Forecast, from_cluster, hash_of
 from .case import ITEMS, read_exemplars, read_rubric
 from .check_file import data_in
 from .critique import Critic, Critique
 from .record import Record, read_record
 from .schema import InputError, Trajectory
+from .spread import known_engine
 from .store import Rejected, fingerprint, read, source_file, stage, trajectories, writing
 
 # %% ../nbs/06a_keep.ipynb #fe6fca2d
@@ -143,12 +144,15 @@ def critique_file(
     force: bool = False,              # Replace what another command made; answers are never replaced
     progress: Callable = lambda x, label: x,
     dry_run: bool = False,            # Send nothing, make nothing
+    engine: str = 'local',            # Where questions leave from: local, this process | ray, the nodes of a cluster, as for `from_cluster`
     **asking,                         # As for `critics_for`: options, price, budget, rubric, exemplars, no_exemplars, mode
 ) -> dict | Forecast:                 # The report: `records_in == records_out + sum(removed.values())`; or the forecast
     "Judge a file and keep what a model should learn. Raises `Unfinished` where answers are missing; the same call goes on."
+    known_engine(engine)
     source_file(source := data_in(source))
     policy = policy if isinstance(policy, Policy) else read_record(Policy, policy) if policy else Policy()
-    with closing(Answers(answers or Path(out).absolute().parent/'answers.sqlite')) as kept:
+    asked = from_cluster(endpoint) if engine == 'ray' and not dry_run else nullcontext(endpoint)
+    with closing(Answers(answers or Path(out).absolute().parent/'answers.sqlite')) as kept, asked as endpoint:
         critics = critics_for(models, kept, endpoint, **asking)
         if dry_run: return _total([c.forecast(progress(trajectories(source), 'forecast')) for c in critics])
         material = {'rubric': hash_of(critics[0].rubric), 'exemplars': hash_of(critics[0].exemplars), 'options': critics[0].asker.options}

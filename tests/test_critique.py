@@ -1,4 +1,5 @@
 "The critic against servers that misbehave, and against kills."
+import functools
 import json
 import os
 import random
@@ -8,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, nullcontext
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -23,10 +25,10 @@ VERDICT = {"claims": [{"item": i, "message": 1, "fault": False, "quote": "About 
            "steps": [{"message": 1, "score": 5}], "scores": dict.fromkeys(ITEMS, 5), "summary": "Right."}
 
 
-def asked(tmp_path, act, **endpoint):
+def asked(tmp_path, act, through=nullcontext, **endpoint):
     "One question to a server: (the answer, or the code of the failure; the server)."
-    with Server(act) as s:
-        asker = Asker('m', Answers(tmp_path/'answers.sqlite'), Endpoint(base_url=s.url, **endpoint))
+    with Server(act) as s, through(Endpoint(base_url=s.url, **endpoint)) as endpoint:
+        asker = Asker('m', Answers(tmp_path/'answers.sqlite'), endpoint)
         got = []
         async def one(a):
             try: got.append(await a(Question('c', [{"role": "user", "content": "?"}], {"type": "object"})))
@@ -108,7 +110,7 @@ def test_the_command(actionstudio, tmp_path):
     assert len(list(read(tmp_path/'out/kept.jsonl'))) == 6 and (tmp_path/'out/steps.png').stat().st_size > 1000
     assert not [f for f in tmp_path.rglob('*') if f.is_file() and b'sk-very-secret' in f.read_bytes()]
     assert 'sk-very-secret' not in ''.join([*said, out, err])
-    for args, words in ((['--price', '2,8,1'], 'price'), (['--budget', '1'], 'no price'), (['--mode', 'both'], 'mode'), (['--no-exemplars', '--exemplars', tmp_path], 'no_exemplars'), (['--rubric', tmp_path/'no.yaml'], 'no.yaml')):
+    for args, words in ((['--price', '2,8,1'], 'price'), (['--budget', '1'], 'no price'), (['--mode', 'both'], 'mode'), (['--engine', 'rai'], 'expected local or ray'), (['--no-exemplars', '--exemplars', tmp_path], 'no_exemplars'), (['--rubric', tmp_path/'no.yaml'], 'no.yaml')):
         code, _, err = actionstudio('critique', tmp_path/'runs.jsonl', '-o', tmp_path/'x', '--model', 'm', '--base-url', 'http://127.0.0.1:9/v1', *args)
         assert code == 2 and words in err and err.count('\n') == 1, err
     code, _, err = actionstudio('critique', tmp_path/'runs.jsonl', '-o', tmp_path/'x', '--model', 'm', '--answers', tmp_path/'new.sqlite', OPENAI_API_KEY='', OPENAI_BASE_URL='')
@@ -228,3 +230,46 @@ def test_a_real_server(tmp_path):
             report = critique_file(tmp_path/'runs.jsonl', tmp_path/mode, [str(tmp_path/'smol')], endpoint, tmp_path/f'{mode}.sqlite', mode=mode, options=options)
             assert report['asked_now'] == 0 and report['records_in'] == 1 == report['records_out'] + sum(report['removed'].values())
     finally: serve.terminate(); serve.wait(20); log.close()
+
+
+@pytest.mark.slow
+def test_ray_asks_and_this_process_keeps(tmp_path, ray):
+    "The same critiques from a cluster; killed, nothing that was answered is asked again; no key in what Ray leaves behind."
+    write(tmp_path/'runs.jsonl', [RUN | {"unique_trajectory_id": str(k), "task_instruction": f"Record {k}."} for k in range(200)])
+    content = lambda body: body['messages'][-1]['content'].split('\n')[0][5:-1]
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    with Server(lambda n, body: time.sleep(.02) or (200, {}, completion(json.dumps(VERDICT)))) as s:
+        env = os.environ | {'PYTHONPATH': str(ROOT), 'OPENAI_API_KEY': 'sk-very-secret', 'RAY_ADDRESS': ray.get_runtime_context().gcs_address}
+        subprocess.run(command(s, tmp_path/'runs.jsonl', tmp_path/'local', '--answers', str(tmp_path/'local.sqlite')), env=env, check=True, stdout=subprocess.DEVNULL)
+        s.requests.clear(); s.headers.clear()
+        args = command(s, tmp_path/'runs.jsonl', tmp_path/'out', '--engine', 'ray')
+        p = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(s.requests) < 80 and p.poll() is None: time.sleep(.005)
+        assert p.poll() is None, 'ended by itself'
+        p.send_signal(signal.SIGKILL); p.wait()
+        with closing(sqlite3.connect(tmp_path/'answers.sqlite')) as db: finished = {c for c, in db.execute('SELECT content FROM answers')}
+        before = Counter(map(content, s.requests))
+        done = subprocess.run(args, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        often, left = Counter(map(content, s.requests)), [f for folder in (tmp_path, session) for f in folder.rglob('*') if f.is_file()]
+        assert len(left) > 20 and not [f for f in left if b'sk-very-secret' in f.read_bytes()]
+    assert 60 < len(finished) < 200 and all(often[c] == before[c] for c in finished) and len(often) == 200
+    assert s.headers[0]['authorization'] == 'Bearer sk-very-secret'
+    for f in ('critiques.jsonl', 'kept.jsonl', 'removed.jsonl'): assert (tmp_path/'local'/f).read_bytes() == (tmp_path/'out'/f).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_sender_loses_nothing(tmp_path, ray):
+    from actionstudio.ask import from_cluster
+    killed = []
+    with Server(lambda n, body: time.sleep(.05) or GOOD) as s, from_cluster(Endpoint(base_url=s.url, concurrency=8)) as endpoint, closing(Answers(tmp_path/'answers.sqlite')) as answers:
+        asker = Asker('m', answers, endpoint)
+        async def one(k, asker):
+            if k == 40: killed.append(ray.kill(endpoint.transport.senders[0], no_restart=False))
+            assert await asker(Question(str(k), [{"role": "user", "content": "?"}])) == 'four'
+        assert run(asker.all(functools.partial(one, k) for k in range(100)))['asked'] == 100
+    assert killed and len(s.requests) >= 100
+    got, s = asked(tmp_path, lambda n, _: FAULTS['429'] if n == 1 else GOOD, through=from_cluster)  # Its status and its Retry-After arrive
+    assert (got, len(s.requests)) == ('four', 2) and .3 <= s.times[1] - s.times[0] < .6
+    with from_cluster(Endpoint(base_url='http://127.0.0.1:9/v1', retries=0)) as nobody, closing(Answers(tmp_path/'none.sqlite')) as answers:
+        with pytest.raises(Unfinished, match='no connection'): run(Asker('m', answers, nobody).all([lambda a: a(Question('c', []))]))
