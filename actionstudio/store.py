@@ -448,7 +448,7 @@ def stage(
     if out.exists() and _made_by(out) is None and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f'{out}: found something that no actionstudio command made, expected nothing or an empty folder')
     if _made_by(out) == made_by and not force: return load_json(out/'report.json')
-    if _made_by(out) is not None and not force: raise InputError(f'{out}: exists and was made by another command; pass --force to replace it')
+    if _made_by(out) is not None and not force: raise InputError(f'{out}: exists and was made by {_other(_made_by(out), made_by)}; pass --force to replace it')
     with _alone(out) as part:
         if not (resumes and _made_by(part) == made_by): _empty(part)
         save_json(part/'report.json', {'made_by': made_by})
@@ -467,6 +467,11 @@ def _made_by(folder: Path):
     try: report = load_json(folder/'report.json')
     except (InputError, NotADirectoryError): return None
     return report.get('made_by') if isinstance(report, dict) else None
+
+def _other(there: dict, here: dict) -> str:  # How the command that made a folder differs from this one
+    if there.get('command') != here.get('command'): return f"another command ({there.get('command')})" if there.get('command') else 'another command'
+    key = next((k for k in [*here, *there] if there.get(k) != here.get(k)), None)
+    return f'the same command with another `{key}`' if key else 'another command'
 
 def _empty(folder: Path):
     for p in folder.iterdir(): shutil.rmtree(p) if p.is_dir() else p.unlink()

@@ -58,6 +58,34 @@ def test_a_model_folder_without_tokenizer(actionstudio, tmp_path):
     one_line(actionstudio('evaluate', tmp_path/'m', data, '-o', tmp_path/'s'), 'found no tokenizer')
 
 
+def test_a_model_folder_without_weights(actionstudio, tmp_path):
+    (tmp_path/'m').mkdir()
+    for f in ('config.json', 'tokenizer.json'): (tmp_path/'m'/f).write_text('{}')
+    data = write(tmp_path/'d.jsonl', RUN)
+    (tmp_path/'run.yaml').write_text(f'model: {tmp_path}/m\ndata: {tmp_path}\nout: {tmp_path}/o\n')
+    one_line(actionstudio('train', tmp_path/'run.yaml'), 'found no model.safetensors')
+    one_line(actionstudio('evaluate', tmp_path/'m', data, '-o', tmp_path/'s'), 'found no model.safetensors')
+
+
+def test_a_file_of_which_nothing_can_be_converted(actionstudio, tmp_path):
+    (tmp_path/'t.csv').write_text('a,b\n' * 5)
+    code, out, err = actionstudio('convert', tmp_path/'t.csv', '-o', tmp_path/'x')
+    assert code == 1 and 'none of 5 records was converted' in err and err.count('\n') == 1
+    assert [line.split(': ')[0] for line in out.splitlines()[:3]] == ['t.csv:1', 't.csv:2', 't.csv:3'] and '2 more in' in out
+
+
+def test_an_output_of_other_options_says_which(actionstudio, tmp_path):
+    data = write(tmp_path/'d.jsonl', RUN)
+    assert actionstudio('convert', data, '-o', tmp_path/'x')[0] == 0
+    one_line(actionstudio('convert', data, '-o', tmp_path/'x', '--limit', '1'), 'the same command with another `limit`')
+    one_line(actionstudio('check', data, '-o', tmp_path/'x'), 'another command (convert)')
+
+
+def test_no_command_shows_the_help(actionstudio):
+    code, _, err = actionstudio()
+    assert code == 2 and err.startswith('Usage: actionstudio') and 'try --help' not in err
+
+
 def test_typos_name_what_was_meant(actionstudio, tmp_path):
     data = write(tmp_path/'d.jsonl', RUN)
     one_line(actionstudio('convert', data, '--format', 'unified3', '-o', tmp_path/'x'), 'did you mean')
