@@ -86,8 +86,10 @@ def convert(source: Annotated[list[Path], typer.Argument(help='Files and folders
     "Convert raw records to Unified Format 2.0.\n\nExample: actionstudio convert logs.jsonl --out out/data"
     report = _call('convert:convert_file', source, out, format, limit, force, progress, workers, engine, suffix, shard, infer_tools, name)
     skipped = len(report.get('skipped') or {})
+    _print_refused(out/'rejected.jsonl')
     if len(report['sources']) > 1: _print_converted(report['sources'])
-    show({k: v for k, v in report.items() if k not in ('sources', 'skipped')} | ({'skipped': f'{skipped} files, named in report.json'} if skipped else {}), f'convert → {out}')
+    show({k: v for k, v in report.items() if k not in ('sources', 'skipped')} | ({'skipped': f'{skipped} file{"s" * (skipped > 1)}, named in report.json'} if skipped else {}), f'convert → {out}')
+    if report['records_in'] and not report['records_out']: _fail(f"none of {report['records_in']:,} records was converted; see {out}/rejected.jsonl")
 
 # %% ../nbs/50_cli.ipynb #1023dcb6
 @app.command()
@@ -283,22 +285,27 @@ def encode(source: Annotated[Path, typer.Argument(help='Unified Format 2.0, or a
            workers: Annotated[int, typer.Option(min=1, help='Processes.')] = 1,
            engine: Annotated[str, typer.Option(help='local or ray.')] = 'local',
            cache: Annotated[Optional[Path], typer.Option(help='Where finished parts are kept; beside --out without it.')] = None,
-           lines: Annotated[int, typer.Option(min=0, help='Refusals to print; all are in removed.jsonl.')] = 20,
+           lines: Annotated[int, typer.Option(min=0, help='Refusals to print, at most three of a reason; all are in removed.jsonl.')] = 20,
            allow_refused: Annotated[bool, typer.Option('--allow-refused', help='Exit 0 although samples were removed.')] = False, force: Force = False):
     "Encode and certify trajectories for training; the same command goes on after a kill.\n\nExample: actionstudio encode out/split/train.jsonl --tokenizer models/smol --out out/encoded"
     if history:
         for policy, cost in _call('encode_file:file_cost', source, tokenizer, chat_template, options, train, history).items(): _out.print(f'{policy:10}', _cost(cost), soft_wrap=True, highlight=False)
     report = _call('encode_file:encode_file', source, out, tokenizer, chat_template, max_length, force, progress, history=history or 'as_served', train=train, weights=weights,
                    may_drop=may_drop or (), options=options, length=length, train_blind=train_blind, allow_evaluation=allow_evaluation, workers=workers, engine=engine, cache=cache)
-    _print_refused(out, lines)
+    _print_refused(out/'removed.jsonl', lines)
     _out.print(f"template: {report['template']}", soft_wrap=True, highlight=False, markup=False)
     show({k: v for k, v in report.items() if k != 'template'}, f'encode → {out}')
     if report['removed'] and not allow_refused: _fail(f"{sum(report['removed'].values())} samples were removed; see {out}/removed.jsonl, or pass --allow-refused")
 
-def _print_refused(out: Path, lines: int) -> None:
-    for k, r in enumerate(_call('store:read', out/'removed.jsonl')):
-        if k == lines: return _out.print(f'… more in {out}/removed.jsonl', soft_wrap=True, highlight=False, markup=False)
-        _out.print(f"{r['id']}: error {r['reason']}: {r['message'].removeprefix(r['place'] + ': ').removeprefix(r['id'] + ': ')}; fix: {_call('sheet:way_out', r['reason'])}", soft_wrap=True, highlight=False, markup=False)
+def _print_refused(path: Path, lines: int = 20) -> None:  # At most three of a reason, as with findings
+    seen, shown, n = {}, 0, 0
+    for n, r in enumerate(_call('store:read', path), 1):
+        seen[r['reason']] = seen.get(r['reason'], 0) + 1
+        if seen[r['reason']] > 3 or shown == lines: continue
+        shown += 1
+        fix = f"; fix: {_call('sheet:way_out', r['reason'])}" if path.name == 'removed.jsonl' else ''
+        _out.print(f"{r['id'] or r['place']}: error {r['reason']}: {r['message'].removeprefix(r['place'] + ': ').removeprefix(r['id'] + ': ')}{fix}", soft_wrap=True, highlight=False, markup=False)
+    if n > shown: _out.print(f'… {n - shown:,} more in {path}', soft_wrap=True, highlight=False, markup=False)
 
 def _cost(x: dict | str) -> str: return x if isinstance(x, str) else f"{x['tokens']:,} tokens in {x['rows']:,} rows, {x['trained_tokens']:,} trained, {x['refused']:,} refused (first 50 records)"
 
@@ -532,6 +539,7 @@ def _said(e: Exception) -> tuple[int, str] | None:  # (exit code, line), or None
     if isinstance(e, GateFailed): return 1, str(e)
     if isinstance(e, InputError): return 2, ' '.join(str(e).split())
     if isinstance(e, OSError) and e.strerror: return 2, f"{e.filename or 'disk'}: {e.strerror}"
+    if type(e).__name__ == 'NoArgsIsHelpError': return 2, e.format_message()  # The help itself, and nothing was typed wrong
     if hasattr(e, 'format_message'): return getattr(e, 'exit_code', 2), f'{e.format_message()} (try --help)'  # Typer's usage errors
     if type(e).__name__ in ('Abort', 'KeyboardInterrupt'): return 130, 'stopped'
     return None
@@ -555,7 +563,7 @@ def run_command(
         if debug: raise
         if (said := _said(e)) is None: raise
     rank = os.environ.get('RANK', '0')
-    print(f"actionstudio: {f'rank {rank}: ' * (rank != '0')}{said[1]}", file=sys.stderr)
+    print(said[1] if said[1].startswith('Usage: ') else f"actionstudio: {f'rank {rank}: ' * (rank != '0')}{said[1]}", file=sys.stderr)
     return said[0]
 
 # %% ../nbs/50_cli.ipynb #d6e3fed9
