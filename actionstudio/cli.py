@@ -169,6 +169,7 @@ def mix(source: Annotated[Path, typer.Argument(help='A recipe (.yaml), or one fi
     counted = {'tokens': _call(f"count:{'token' if tokenizer else 'encoded'}_counter", counter), 'tokens_by': str(counter)} if counter else {}
     given = {k: v for k, v in {'held_out': held_out, 'seed': seed, 'refusal': refusal, 'no_call_share': no_call_share, 'decisions': decisions}.items() if v is not None}
     recipe = source.suffix in ('.yaml', '.yml')
+    if held_out is not None and not 0 < held_out < 1: raise InputError(f'--held-out: found {held_out:g}, expected more than 0 and less than 1')
     if recipe and given: raise InputError(f"--{next(iter(given)).replace('_', '-')}: found beside a recipe, expected it in {source}")
     report = _call('mix:mix' if recipe else 'mix:split_file', source, out, force=force, progress=progress, workers=workers, **given, **counted)
     show({k: v for k, v in report.items() if k != 'sources'}, f'mix → {out}')

@@ -89,6 +89,7 @@ def test_no_command_shows_the_help(actionstudio):
 def test_typos_name_what_was_meant(actionstudio, tmp_path):
     data = write(tmp_path/'d.jsonl', RUN)
     one_line(actionstudio('convert', data, '--format', 'unified3', '-o', tmp_path/'x'), 'did you mean')
+    one_line(actionstudio('mix', data, '-o', tmp_path/'x', '--held-out', '1.5'), '--held-out: found 1.5')
     one_line(actionstudio('chek', data), "Did you mean 'check'")
     (tmp_path/'run.yaml').write_text('model: m\ndata: d\nout: o\nlrr: 1e-4\n')
     one_line(actionstudio('train', tmp_path/'run.yaml'), 'run.yaml:4', 'did you mean `lr`')
