@@ -542,7 +542,7 @@ def _said(e: Exception) -> tuple[int, str] | None:  # (exit code, line), or None
     if isinstance(e, OSError) and e.strerror: return 2, f"{e.filename or 'disk'}: {e.strerror}"
     if type(e).__name__ == 'NoArgsIsHelpError': return 2, e.format_message()  # The help itself, and nothing was typed wrong
     if hasattr(e, 'format_message'): return getattr(e, 'exit_code', 2), f'{e.format_message()} (try --help)'  # Typer's usage errors
-    if type(e).__name__ in ('Abort', 'KeyboardInterrupt'): return 130, 'stopped'
+    if type(e).__name__ == 'Abort': return 130, 'stopped'
     return None
 
 # %% ../nbs/50_cli.ipynb #b659b126
@@ -559,7 +559,10 @@ def run_command(
         logging.getLogger('bitsandbytes').setLevel(logging.ERROR)  # That a faster kernel could be fetched
         logging.getLogger('DeepSpeed').addFilter(lambda record: 'Setting accelerator to CPU' not in record.getMessage())  # Said where DeepSpeed is not asked for too
     command = typer.main.get_command(app)
-    try: return command.main(args, prog_name='actionstudio', standalone_mode=False) or 0
+    try:
+        code = command.main(args, prog_name='actionstudio', standalone_mode=False) or 0
+        if code == 130: print('actionstudio: stopped', file=sys.stderr)  # Typer turns Ctrl+C into this code, and says nothing
+        return code
     except Exception as e:
         if debug: raise
         if (said := _said(e)) is None: raise
