@@ -109,3 +109,11 @@ def test_no_space_leaves_no_half_file(actionstudio, tmp_path):
         one_line(actionstudio('convert', data, '-o', disk/'data'), 'No space left on device')
         assert list(disk.iterdir()) == []
     finally: subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_ctrl_c_is_answered(monkeypatch, capsys, tmp_path):
+    from actionstudio import cli
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr('actionstudio.check_file.check_file', stop)
+    assert cli.run_command(['check', str(write(tmp_path/'data.jsonl', RUN)), '--out', str(tmp_path/'out')]) == 130
+    assert capsys.readouterr().err.endswith('actionstudio: stopped\n')
