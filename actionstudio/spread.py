@@ -105,7 +105,9 @@ def _processes(work: Callable, workers: int, fork: bool):
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/01c_spread.ipynb #adf30c8a
-def module_of(f: Callable) -> str: return module_of(f.func) if isinstance(f, functools.partial) else f.__module__  # Where a function was written
+def module_of(f: Callable) -> str:
+    "Where a function was written; of a `partial`, the function that it completes."
+    return module_of(f.func) if isinstance(f, functools.partial) else f.__module__
 
 def _travels(name: str) -> bool: return name.partition('.')[0] not in {'actionstudio', '__main__', *sys.stdlib_module_names}  # Those need no help
 
