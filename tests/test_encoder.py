@@ -9,6 +9,7 @@ from actionstudio.certify import certify
 from actionstudio.encode import Refused, Span, encode, encode_all
 from actionstudio.render import CHATML_TOOLS, as_chat
 from actionstudio.schema import InputError, Trajectory, with_system
+from actionstudio.tokens import Words, core, has_seams, ids_of
 
 TOK = smollm2_tokenizer()
 DROPS = CHATML_TOOLS.replace('{% if message.reasoning_content %}', '{% if message.reasoning_content and loop.last %}')
@@ -131,3 +132,25 @@ def test_order_and_number_are_kept_in_a_stream():
     ts[70] = Trajectory.from_dict(RUN.to_dict() | {'unique_trajectory_id': '70', 'conversation': [{'role': 'user', 'content': 'hi'}]})
     out = list(encode_all(ts, TOK, CHATML_TOOLS, batch=1_000))
     assert [t.id for t, _ in out] == [str(k) for k in range(130)] and out[70][1].reason == 'nothing_to_train'
+
+
+def test_what_a_tokenizer_was_used_for_before_cuts_no_row():
+    tok, text = smollm2_tokenizer(), 'a long text ' * 50
+    expected = encode(RUN, smollm2_tokenizer(), CHATML_TOOLS)[0]
+    for leave in (lambda: tok(text, truncation=True, max_length=5), lambda: tok([text, 'b'], padding='max_length', max_length=2_000)):
+        leave()
+        assert encode(RUN, tok, CHATML_TOOLS)[0].input_ids == expected.input_ids
+        leave()
+        assert certify([expected], RUN, tok, CHATML_TOOLS).ok
+
+
+pieces_of_text = st.text(st.one_of(st.characters(), st.sampled_from('aZ09 "\n},.{:\t\u0301é')), max_size=60)
+WORDS = Words(TOK, limit=500)  # Forgets often
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(pieces_of_text, max_size=8))
+def test_words_are_the_tokenizers_own(texts):
+    assert has_seams(core(TOK))
+    texts = [t for t in texts if not any(s in t for s in WORDS.whole)]
+    assert WORDS(texts) == ids_of(TOK, texts)
