@@ -22,6 +22,7 @@ from .rules import check
 from .schema import InputError, Trajectory
 from .store import Rejected
 from .template import ChatTemplate, probe
+from .tokens import core
 
 # %% ../nbs/52_bench.ipynb #7522b2b0
 def slices(
@@ -68,7 +69,7 @@ def _encoding(took: dict[str, float], runs: list[Trajectory], tokenizer, chat_te
     good = [(t, rows) for t, rows in made if not isinstance(rows, Rejected)]
     if not good: raise InputError(f'found nothing that this template can say, expected some; first {made[0][1].message}')
     finished = [r.text for _, rows in good for r in rows]
-    _timed(took, 'encode_batch', lambda: tokenizer.backend_tokenizer.encode_batch(finished, add_special_tokens=False))
+    _timed(took, 'encode_batch', lambda: core(tokenizer).encode_batch(finished, add_special_tokens=False))
     _timed(took, 'certify', lambda: [certify(rows, t, tokenizer, chat_template) for t, rows in good])
     return {'encoded': len(good), 'tokens': sum(len(r) for _, rows in good for r in rows)}
 

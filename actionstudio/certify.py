@@ -15,6 +15,7 @@ from .encode import THOUGHTS, Encoded, cuts
 from .render import _RAISED, as_text
 from .schema import InputError, Trajectory
 from .template import ChatTemplate, as_rows, probe
+from .tokens import core
 from .values import find_call
 
 # %% ../nbs/12_certify.ipynb #35194302
@@ -88,14 +89,14 @@ def _apart(whole: tuple[int, int], text: str, enc, stops: re.Pattern) -> list[tu
 
 def _prefix(tok, text: str, ids: list[int], enc, char: int, special: re.Pattern | None) -> int | None:  # Tokens of the prompt, if it is an exact prefix
     at = max((m.end() for m in special.finditer(text, max(0, char - 4000), char)), default=0) if special else 0
-    head = tok.backend_tokenizer.encode(text[at:char], add_special_tokens=False).ids
+    head = core(tok).encode(text[at:char], add_special_tokens=False).ids
     first = 0 if at == 0 else next((k for k in [enc.char_to_token(at)] if k is not None), len(ids)) if at < len(text) else len(ids)
     return first + len(head) if ids[first:first + len(head)] == head else None
 
 def _stretches(mask: list[int]) -> list[tuple[int, int]]: return [m.span() for m in re.finditer(b'\x01+', bytes(mask))]
 
 def _trained(row: Encoded, tok, asks: list[tuple[str, str]], special, stops: re.Pattern) -> Iterator[tuple[str, str] | str]:  # (prompt, answer) of each stretch, or a problem
-    enc = tok.backend_tokenizer.encode(row.text, add_special_tokens=False)
+    enc = core(tok).encode(row.text, add_special_tokens=False)
     if enc.ids != row.input_ids:
         yield _cut(row, tok, asks) or 'ids are not what the tokenizer gives for the text'
         return
@@ -106,7 +107,7 @@ def _trained(row: Encoded, tok, asks: list[tuple[str, str]], special, stops: re.
 
 def _cut(row: Encoded, tok, asks) -> tuple[str, str] | None:
     for prompt, _ in asks:
-        parts = [tok.backend_tokenizer.encode(x, add_special_tokens=False).ids for x in (prompt, row.text[len(prompt):])] if row.text.startswith(prompt) else [[], []]
+        parts = [core(tok).encode(x, add_special_tokens=False).ids for x in (prompt, row.text[len(prompt):])] if row.text.startswith(prompt) else [[], []]
         if parts[0] + parts[1] == row.input_ids and _stretches(row.loss_mask) == [(len(parts[0]), len(row))]: return prompt, row.text[len(prompt):]
 
 # %% ../nbs/12_certify.ipynb #ee261258

@@ -18,6 +18,7 @@ import msgspec
 from .encode import Encoded, Span
 from .schema import InputError
 from .store import atomic, fingerprint, load_json
+from .tokens import core
 
 # %% ../nbs/16_dataset.ipynb #df20af3e
 def load_tokenizer(
@@ -52,7 +53,7 @@ def recipe(
     options: dict | None = None,       # All else that decides the rows, as JSON values
 ) -> dict[str, str]:
     "Hashes (16 hex digits of SHA-256) of the tokenizer, the chat template and the options that make rows."
-    return {'tokenizer': _sha(tokenizer.backend_tokenizer.to_str()), 'chat_template': _sha(chat_template or tokenizer.chat_template),
+    return {'tokenizer': _sha(core(tokenizer).to_str()), 'chat_template': _sha(chat_template or tokenizer.chat_template),
             'options': _sha(msgspec.json.encode(options or {}, order='sorted'))}
 
 # %% ../nbs/16_dataset.ipynb #71eb9a26

@@ -9,7 +9,7 @@ __all__ = ['IGNORE', 'FIELDS', 'THOUGHTS', 'TRAIN', 'Span', 'Encoded', 'Refused'
 # %% ../nbs/11_encode.ipynb #fcf8bc55
 import functools
 import re
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from os.path import commonprefix
 from typing import Callable, Iterable, Iterator
 
@@ -306,13 +306,12 @@ def encode_all(
     ct, pieces = probe(tokenizer, chat_template, keep=history == 'keep'), _pieces(tokenizer)
     chosen(Trajectory(unique_trajectory_id='', tools=[], conversation=[]), train)
     plan = lambda t: _or_reason(t, lambda: _plan(ct, t, history, train, may_drop))
-    with ThreadPoolExecutor(1) as pool:  # One batch is tokenised while the next is rendered
-        before = []
-        for plans in _batches(map(plan, trajectories), batch):
-            tokens = pieces.begin([text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves], pool)
-            for last in before: yield from _finish(*last, pieces, weights, max_length)
-            before = [(plans, tokens)]
-        for last in before: yield from _finish(*last, pieces, weights, max_length)
+    for plans in _batches(map(plan, trajectories), batch):
+        tokens = iter(pieces([text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves]))
+        for t, p in plans:
+            if isinstance(p, Rejected): yield t, p; continue
+            mine = list(islice(tokens, len(p.leaves)))
+            yield _or_reason(t, lambda: _assemble(p, mine, pieces, weights, max_length))
 
 # %% ../nbs/11_encode.ipynb #551e6087
 def _or_reason(t: Trajectory, work: Callable) -> tuple[Trajectory, object]:
@@ -326,13 +325,6 @@ def _batches(plans: Iterable, most: int) -> Iterator[list]:
         some.append((t, p)); size += sum(len(text) for text, *_ in p.leaves) if isinstance(p, _Plan) else 1_000
         if size >= most: yield some; some, size = [], 0
     if some: yield some
-
-def _finish(plans, tokens, pieces, weights, max_length):
-    tokens = iter(tokens())
-    for t, p in plans:
-        if isinstance(p, Rejected): yield t, p; continue
-        mine = [next(tokens) for _ in p.leaves]
-        yield _or_reason(t, lambda: _assemble(p, mine, pieces, weights, max_length))
 
 def encode(
     t: Trajectory,

@@ -14,6 +14,7 @@ import pandas as pd
 from msgspec import Struct
 
 from .encode import Encoded, Span
+from .tokens import core
 
 # %% ../nbs/41f_fields.ipynb #3a851121
 FIELDS = ('call or answer', 'tool name', 'argument', 'stop')
@@ -26,7 +27,7 @@ class Decision(Struct, frozen=True):
     name: str = ''           # Of an argument: its name
 
 def _pieces(e: Encoded, tokenizer) -> list[tuple[int, int]]:  # Where each token stands in the text
-    return tokenizer.backend_tokenizer.encode(e.text, add_special_tokens=False).offsets
+    return core(tokenizer).encode(e.text, add_special_tokens=False).offsets
 
 def _values(text: str) -> list[tuple[str, int, int]]:  # Top-level arguments of a JSON object: (name, start, end) of each value
     read, found, at = json.JSONDecoder(), [], text.find('{') + 1

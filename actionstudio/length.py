@@ -16,6 +16,7 @@ from .encode import Encoded, Refused, chosen, encode
 from .render import _RAISED, as_text
 from .schema import InputError, Message, Trajectory
 from .template import ChatTemplate, probe
+from .tokens import core
 
 # %% ../nbs/13_length.ipynb #e5f99732
 def whole_turns(
@@ -73,7 +74,7 @@ def _savings(t: Trajectory, rows: list[Encoded], tokenizer) -> dict[int, list[in
     said = [i for i, m in enumerate(t.conversation) if m.role == 'assistant']
     old = [i for i, m in enumerate(t.conversation) if m.role == 'tool' and len(said) > 1 and i < said[-2]]
     texts = [marker(as_text(t.conversation[i].content)) for i in old]
-    size = [len(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
+    size = [len(e.ids) for e in core(tokenizer).encode_batch(texts, add_special_tokens=False)]
     saved = {i: [n and n - k for n in (_content(r, i) for r in rows)] for i, k in zip(old, size)}
     return {i: s for i, s in saved.items() if max(s) > 0}
 

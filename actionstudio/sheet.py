@@ -23,6 +23,7 @@ from .encode import Encoded, encode
 from .rules import Finding, check
 from .schema import InputError, Trajectory, json_path, with_system
 from .template import ChatTemplate, probe
+from .tokens import core
 
 # %% ../nbs/20_sheet.ipynb #8f14e45f
 def pieces(
@@ -30,7 +31,7 @@ def pieces(
     tokenizer,  # The fast tokenizer that made `e`
 ) -> list[str]: # One text per token; joined they are `e.text`. Raises `InputError` when the ids differ
     "What each token stands for."
-    enc = tokenizer.backend_tokenizer.encode(e.text, add_special_tokens=False)
+    enc = core(tokenizer).encode(e.text, add_special_tokens=False)
     if enc.ids != e.input_ids:
         k = next((k for k, (a, b) in enumerate(zip(enc.ids, e.input_ids)) if a != b), min(len(enc.ids), len(e)))
         raise InputError(f'{e.trajectory_id}: found other ids from token {k} on, expected those that this tokenizer gives for the text')
