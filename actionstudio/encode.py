@@ -17,6 +17,7 @@ import msgspec
 
 from .render import TemplateFailure, as_text
 from .schema import UNSET, InputError, Message, Trajectory
+from .spread import no_cycles
 from .store import Rejected
 from .template import ChatTemplate, as_rows, probe
 from .tokens import Pieces, Tokens
@@ -25,7 +26,7 @@ from .values import find_call, find_values
 # %% ../nbs/11_encode.ipynb #a2bd1b86
 IGNORE = -100  # The label that cross-entropy skips
 
-class Span(msgspec.Struct, frozen=True):
+class Span(msgspec.Struct, frozen=True, gc=False):
     "A run of tokens with one origin."
     start: int    # First token
     end: int      # One past the last token
@@ -36,7 +37,7 @@ class Span(msgspec.Struct, frozen=True):
 FIELDS = ('content', 'reasoning', 'call.name', 'call.arguments', 'markup', 'stop')
 
 # %% ../nbs/11_encode.ipynb #cdc844fc
-class Encoded(msgspec.Struct):
+class Encoded(msgspec.Struct, gc=False):
     "One row of tokens, with the origin of each, and which of them train."
     input_ids: list[int]
     loss_mask: list[int]             # 1 = trained, same length
@@ -65,7 +66,7 @@ class Refused(InputError):
         self.code = code  # does_not_continue | no_stop_token | stop_inside_turn | content_dropped | … | nothing_to_train | too_long
 
 # %% ../nbs/11_encode.ipynb #bfd412f5
-class Turn(msgspec.Struct, frozen=True):
+class Turn(msgspec.Struct, frozen=True, gc=False):
     "What a server sends before an assistant message, and what the model must write."
     message: int  # Index in `conversation`
     prompt: str   # P: ends where the model begins
@@ -228,7 +229,7 @@ def chosen(
     return [i for i, m in enumerate(t.conversation) if m.role == 'assistant' and i not in failed and pick(t, i, m)]
 
 # %% ../nbs/11_encode.ipynb #e95ba029
-class _Plan(msgspec.Struct):
+class _Plan(msgspec.Struct, gc=False):
     t: Trajectory
     rows: list
     leaves: list[tuple[str, dict, set]]  # (text, position → turn that it shows as served, positions that train)
@@ -305,13 +306,9 @@ def encode_all(
     if odd := set(may_drop := tuple(may_drop)) - {'reasoning', 'content'}: raise InputError(f'may_drop: found {sorted(odd)}, expected reasoning or content')
     ct, pieces = probe(tokenizer, chat_template, keep=history == 'keep'), _pieces(tokenizer)
     chosen(Trajectory(unique_trajectory_id='', tools=[], conversation=[]), train)
-    plan = lambda t: _or_reason(t, lambda: _plan(ct, t, history, train, may_drop))
+    plan = no_cycles()(lambda t: _or_reason(t, lambda: _plan(ct, t, history, train, may_drop)))
     for plans in _batches(map(plan, trajectories), batch):
-        tokens = iter(pieces([text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves]))
-        for t, p in plans:
-            if isinstance(p, Rejected): yield t, p; continue
-            mine = list(islice(tokens, len(p.leaves)))
-            yield _or_reason(t, lambda: _assemble(p, mine, pieces, weights, max_length))
+        yield from _rows(plans, pieces, weights, max_length)
 
 # %% ../nbs/11_encode.ipynb #551e6087
 def _or_reason(t: Trajectory, work: Callable) -> tuple[Trajectory, object]:
@@ -325,6 +322,11 @@ def _batches(plans: Iterable, most: int) -> Iterator[list]:
         some.append((t, p)); size += sum(len(text) for text, *_ in p.leaves) if isinstance(p, _Plan) else 1_000
         if size >= most: yield some; some, size = [], 0
     if some: yield some
+
+@no_cycles()
+def _rows(plans: list, pieces: Pieces, weights, max_length) -> list[tuple]:
+    tokens = iter(pieces([text for _, p in plans if isinstance(p, _Plan) for text, *_ in p.leaves]))
+    return [(t, p) if isinstance(p, Rejected) else _or_reason(t, lambda: _assemble(p, list(islice(tokens, len(p.leaves))), pieces, weights, max_length)) for t, p in plans]
 
 def encode(
     t: Trajectory,

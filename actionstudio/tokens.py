@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_right
 from functools import partial
 from itertools import accumulate, chain, product
+from typing import Iterator
 
 import msgspec
 
@@ -29,7 +30,7 @@ def ids_of(tokenizer, texts: list[str]) -> list[list[int]]:
     return [e.ids for e in core(tokenizer).encode_batch_fast(texts, add_special_tokens=False)] if texts else []
 
 # %% ../nbs/10_tokens.ipynb #e33660bf
-class Tokens(msgspec.Struct):
+class Tokens(msgspec.Struct, gc=False):
     "The ids of a text, and where in it each begins."
     ids: list[int]
     chars: list[int]  # Where each piece begins, in characters
@@ -48,7 +49,7 @@ class Tokens(msgspec.Struct):
         return self.chars[k] + self.pieces[k].token_to_chars(token - self.firsts[k])[0]
 
 # %% ../nbs/10_tokens.ipynb #c95f2151
-class Places(msgspec.Struct):
+class Places(msgspec.Struct, gc=False):
     "Where the tokens of a text stand, by the bytes that each of them is. It answers as a `tokenizers.Encoding` does."
     text: str
     ends: array  # Bytes up to the end of each token
@@ -84,14 +85,16 @@ def byte_sizes(
 
 # %% ../nbs/10_tokens.ipynb #b45d7607
 _SEAM = re.compile(r'(?<=[A-Za-z0-9])(?=[ "\n},.])')
+_INNER = re.compile(r'[ "\n},.][\0-\x7f]*[A-Za-z0-9]')  # Between two of these there is a seam
 _LEFT = ('a', ' The', 'x1', '1234567', "it's", '{"k": 3', 'é a', '東京x', '\n\nZ', '-4', ' user_id', '\tHTTP', '3.14', '\u0301b', 'I2')
 _RIGHT = (' ', ' b', '  b', ' \n', '\n', '\n\n b', '"', '":', '", "c', '}', '}}\n', '},', ',', ', d', ',000', '.', '. E', '.5', '...', '.\n', ' 1', " 's", ' é', '.\u0301', ' 東', '\n\t')
 
 def has_seams(
-    backend,  # A `tokenizers.Tokenizer`
+    tokenizer,  # A fast Hugging Face tokenizer
 ) -> bool:
     "Whether it always cuts a text at a seam, so that both sides tokenise on their own."
-    if not backend.pre_tokenizer: return False
+    backend = core(tokenizer)
+    if not backend.pre_tokenizer or any(_SEAM.search(str(t)) for t in tokenizer.added_tokens_decoder.values()): return False
     plain = backend.normalizer.normalize_str if backend.normalizer else str
     words = lambda text: [w for w, _ in backend.pre_tokenizer.pre_tokenize_str(plain(text))]
     return all(words(a + b) == words(a) + words(b) for a, b in product(_LEFT, _RIGHT))
@@ -102,10 +105,10 @@ class Words:
     def __init__(
         self,
         tokenizer,              # A fast Hugging Face tokenizer that `has_seams`
+        sizes: dict[int, int],  # Its `byte_sizes`
         limit: int = 1_000_000, # Characters to remember, about 30 bytes each
     ):
-        self.tokenizer, self.limit, self.known, self.size = tokenizer, limit, {}, 0
-        self.whole = {str(t) for t in tokenizer.added_tokens_decoder.values()}  # Whatever stands in their names
+        self.tokenizer, self.sizes, self.limit, self.known, self.size = tokenizer, sizes, limit, {}, 0
 
     def __call__(
         self,
@@ -113,11 +116,20 @@ class Words:
     ) -> list[list[int]]:
         "The ids of each text."
         if self.size > self.limit: self.known, self.size = {}, 0
-        split = [[t] if t in self.whole else _SEAM.split(t) for t in texts]
-        new = list({w for words in split for w in words} - self.known.keys())
-        self.known.update(zip(new, ids_of(self.tokenizer, new)))
+        known, split = self.known, [_SEAM.split(t) for t in texts]
+        new = {w for words in split for w in words} - known.keys()
+        inner = [w for w in new if _INNER.fullmatch(w)]
+        known.update(self._learn([*([w] for w in new.difference(inner)), *(inner[k:k + 64] for k in range(0, len(inner), 64))]))
         self.size += sum(map(len, new))
-        return [list(chain.from_iterable(map(self.known.__getitem__, words))) for words in split]
+        return [list(chain.from_iterable(map(known.__getitem__, words))) for words in split]
+
+    def _learn(self, lines: list[list[str]]) -> Iterator[tuple[str, tuple]]:  # Word, ids; the words of a line meet at seams
+        for words, ids in zip(lines, ids_of(self.tokenizer, [''.join(words) for words in lines])):
+            ends = [len(ids)]
+            if len(words) > 1:
+                token = {end: k for k, end in enumerate(accumulate(map(self.sizes.__getitem__, ids)), 1)}
+                ends = [token[end] for end in accumulate(map(len, words))]
+            yield from ((w, tuple(ids[a:b])) for w, a, b in zip(words, [0, *ends], ends))
 
 # %% ../nbs/10_tokens.ipynb #3ed66722
 class Pieces:
@@ -132,7 +144,7 @@ class Pieces:
         self.cut = re.compile('(' + '|'.join(map(re.escape, special)) + ')') if special else None
         odd = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.lstrip or t.rstrip or t.single_word or t.normalized]
         self.apart, self.sizes = bool(special) and self._holds([*odd[:12], *special[:12]]), byte_sizes(core(tokenizer))
-        self.ids = Words(tokenizer) if self.apart and has_seams(core(tokenizer)) else partial(ids_of, tokenizer)
+        self.ids = Words(tokenizer, self.sizes) if self.apart and self.sizes and has_seams(tokenizer) else partial(ids_of, tokenizer)
 
     def split(self, text: str) -> list[str]: return [p for p in self.cut.split(text) if p] if self.apart else [text]
 
