@@ -12,7 +12,7 @@ from typing import Iterator
 import msgspec
 
 from .encode import THOUGHTS, Encoded, cuts
-from .render import _RAISED, as_text
+from .render import RAISED, as_text
 from .schema import InputError, Trajectory
 from .template import ChatTemplate, as_rows, probe
 from .tokens import core
@@ -53,7 +53,7 @@ def _now(t: Trajectory, ct: ChatTemplate, rows: list) -> str:
     held, given = _compile_jinja_template(ct.source).globals, {'tools': None} | ct.tools(t) | ct.arguments
     if 'strftime_now' in given: held['strftime_now'] = given.pop('strftime_now')  # As an argument transformers takes no clock
     try: return ct.tokenizer.apply_chat_template([m for _, m in rows], **given, chat_template=ct.source, tokenize=False)
-    except _RAISED as e: raise InputError(f'{t.id}: the chat template raised {e}') from e
+    except RAISED as e: raise InputError(f'{t.id}: the chat template raised {e}') from e
     finally: held.pop('strftime_now', None)
 
 # %% ../nbs/12_certify.ipynb #8c4eff54

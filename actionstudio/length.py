@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import msgspec
 
 from .encode import Encoded, Refused, chosen, encode
-from .render import _RAISED, as_text
+from .render import RAISED, as_text
 from .schema import InputError, Message, Trajectory
 from .template import ChatTemplate, probe
 from .tokens import core
@@ -33,7 +33,7 @@ def whole_turns(
 @functools.lru_cache(maxsize=64)
 def _joins(ct: ChatTemplate) -> bool:  # Does the template take two user messages in a row?
     try: return bool(ct.renderer([{'role': 'user', 'content': 'a'}, {'role': 'user', 'content': 'b'}], True))
-    except _RAISED: return False
+    except RAISED: return False
 
 def _first_exchange(t: Trajectory, first: int) -> set[int]:  # From the first user's message to the next, with all results
     said = next((i for i in range(first, len(t.conversation)) if t.conversation[i].role == 'assistant'), first)

@@ -17,7 +17,7 @@ import msgspec
 from jinja2.meta import find_undeclared_variables
 
 from .prefixes import Prefixes
-from .render import _RAISED, Renderer, TemplateFailure, as_chat, blame
+from .render import RAISED, Renderer, TemplateFailure, as_chat, blame
 from .schema import InputError, Trajectory, shown, with_system
 
 # %% ../nbs/10_template.ipynb #e4e8e291
@@ -161,7 +161,7 @@ class ChatTemplate:
         "What a server writes before and after each assistant's turn; from one rendering, as far as it is proven."
         at = [k for k, (_, m) in enumerate(rows) if m['role'] == 'assistant']
         try: known = self._prefixes([m for _, m in rows], {(k, True) for k in at} | {(k + 1, False) for k in at}, **self.tools(t)) if self._prefixes else {}
-        except _RAISED: known = {}  # Rendered one by one, it says where
+        except RAISED: known = {}  # Rendered one by one, it says where
         else: self._prefixes = self._prefixes if known or len(at) < 2 else None  # It looks ahead before it writes
         said = lambda n, ask: known[n, ask] if ask else known[n, ask].removesuffix(self.dialect.tail)
         return lambda n, ask: said(n, ask) if (n, ask) in known else self.text(t, rows[:n], ask)
@@ -271,7 +271,7 @@ def _probe_calls(p: _Probe, d: Dialect) -> Dialect:
 # %% ../nbs/10_template.ipynb #264a7f96
 def _tail(p: _Probe, d: Dialect, special: list[str]) -> str:  # The request to go on, where it stands behind an answer that nobody asked to go on
     try: asked, text, further = (p.renderer([_spoken(m, d) for m in ms], ask, **tools_for([], d)) for ms, ask in (([_USER], True), ([_USER, _SAID], False), ([_USER, _SAID, _USER], False)))
-    except _RAISED: return ''
+    except RAISED: return ''
     if further.startswith(text): return ''  # What stays where it stands closes the turn
     request = asked.rpartition('zquser')[2]
     first = min((x for x in special if x in request), key=request.index, default=None)
@@ -283,7 +283,7 @@ def _ending(p: _Probe, d: Dialect, messages: list[dict], following: dict, specia
     more = tools_for([_TOOL], d)
     write = lambda ms: p.renderer([_spoken(m, d) for m in ms], **more)
     try: text, after = write(messages).removesuffix(d.tail), write([*messages, following])
-    except _RAISED: return None
+    except RAISED: return None
     ends = lambda s: next((x for x in special if s.rstrip().endswith(x)), None)
     if found := ends(text): return found
     rest = after[len(text):].lstrip() if after.startswith(text) else ''
@@ -308,7 +308,7 @@ _ENDS = ('training_prompt', 'is_training')  # Switches under which a template en
 def _ending_switch(tokenizer, source, options) -> dict:  # Only where prompts stay as they are
     ask = lambda given: Renderer(tokenizer, source, arguments(given, source))([_SYSTEM, _USER, _SAID, _USER], True)
     try: return next(({n: True} for n in _ENDS if n in source and n not in options and ask(options | {n: True}) == ask(options)), {})
-    except _RAISED: return {}
+    except RAISED: return {}
 
 def _keeping(tokenizer, source, options, d: Dialect) -> dict:  # The template's own switch that leaves thoughts in the history
     thinks = _SAID | {'reasoning_content': _THOUGHT, 'thinking': _THOUGHT}
