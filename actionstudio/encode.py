@@ -20,7 +20,7 @@ from .schema import UNSET, InputError, Message, Trajectory
 from .spread import no_cycles
 from .store import Rejected
 from .template import ChatTemplate, as_rows, probe
-from .tokens import Pieces, Tokens
+from .tokens import Pieces, Tokens, marks
 from .values import find_call, find_values
 
 # %% ../nbs/11_encode.ipynb #a2bd1b86
@@ -282,7 +282,9 @@ def _assemble(p: _Plan, found: list[Tokens], pieces: Pieces, weights, max_length
 
 # %% ../nbs/11_encode.ipynb #fba55676
 @functools.lru_cache(maxsize=8)
-def _pieces(tokenizer) -> Pieces: return Pieces(tokenizer)
+def _known(tokenizer, state: tuple) -> Pieces: return Pieces(tokenizer)
+
+def _pieces(tokenizer) -> Pieces: return _known(tokenizer, marks(tokenizer))
 
 def cuts(tokenizer) -> re.Pattern | None:
     "The special tokens at which this tokenizer cuts a text; None where it does not cut cleanly."

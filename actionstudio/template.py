@@ -19,6 +19,7 @@ from jinja2.meta import find_undeclared_variables
 from .prefixes import Prefixes
 from .render import RAISED, Renderer, TemplateFailure, as_chat, blame
 from .schema import InputError, Trajectory, shown, with_system
+from .tokens import marks
 
 # %% ../nbs/10_template.ipynb #e4e8e291
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,7 +319,7 @@ def _keeping(tokenizer, source, options, d: Dialect) -> dict:  # The template's 
 
 # %% ../nbs/10_template.ipynb #a7189723
 @functools.lru_cache(maxsize=64)
-def _probed(tokenizer, source: str, options: bytes, stops: tuple | None, keep: bool, today: str | None) -> ChatTemplate:  # `today`: unless a date is given
+def _probed(tokenizer, state: tuple, source: str, options: bytes, stops: tuple | None, keep: bool, today: str | None) -> ChatTemplate:  # `today`: unless a date is given
     given = ({'date': today} if today else {}) | msgspec.json.decode(options)
     given |= (ends := _ending_switch(tokenizer, source, given))
     def settle(given):
@@ -344,4 +345,4 @@ def probe(
     source = chat_template or tokenizer.chat_template
     if not isinstance(source, str): raise InputError(f'chat template: found none (tokenizer {tokenizer.name_or_path}), expected the text of one template')
     today = datetime.now().date().isoformat() if 'strftime_now' in source and 'date' not in (options or {}) else None
-    return _probed(tokenizer, source, msgspec.json.encode(options or {}, order='sorted'), tuple(stops) if stops else None, keep, today)
+    return _probed(tokenizer, marks(tokenizer), source, msgspec.json.encode(options or {}, order='sorted'), tuple(stops) if stops else None, keep, today)

@@ -144,6 +144,16 @@ def test_what_a_tokenizer_was_used_for_before_cuts_no_row():
         assert certify([expected], RUN, tok, CHATML_TOOLS).ok
 
 
+def test_a_tokenizer_that_was_given_tokens_since_is_probed_anew():
+    tok = smollm2_tokenizer()
+    t = Trajectory.from_dict({'unique_trajectory_id': 'o', 'task_instruction': '', 'tools': [], 'conversation': [{'role': 'user', 'content': 'Say <obs>.'}, {'role': 'assistant', 'content': 'So: <obs> it is.'}]})
+    [before] = encode(t, tok, CHATML_TOOLS)
+    tok.add_special_tokens({'additional_special_tokens': ['<obs>']})
+    [after] = encode(t, tok, CHATML_TOOLS)
+    assert after.input_ids == tok.encode(after.text, add_special_tokens=False) != before.input_ids
+    assert certify([after], t, tok, CHATML_TOOLS).ok and not certify([before], t, tok, CHATML_TOOLS).ok
+
+
 pieces_of_text = st.text(st.one_of(st.characters(), st.sampled_from('aZ09 "\n},.{:\t\u0301é')), max_size=60)
 WORDS = Words(TOK, byte_sizes(core(TOK)), limit=500)  # Forgets often
 
