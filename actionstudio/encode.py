@@ -247,6 +247,7 @@ def _plan(ct: ChatTemplate, t: Trajectory, history: str, train, may_drop: tuple)
         if x.message in picked: lost[k] = _holds(t, x, t.conversation[x.message], list(range(first, first + n)), may_drop)
     left, plan = {k for k, x in turns.items() if x.message in picked}, _Plan(t, rows, [], lost)
     for text in leaves(list(turns.values()))[-1 if history == 'last_only' else 0:]:
+        text.encode()  # Raises on half a surrogate pair
         shown = {k: x for k, x in turns.items() if text.startswith(x.text)}
         if here := left & shown.keys(): plan.leaves.append((text, shown, here))
         left -= shown.keys()
@@ -313,9 +314,18 @@ def encode_all(
         yield from _rows(plans, pieces, weights, max_length)
 
 # %% ../nbs/11_encode.ipynb #551e6087
+def _unwritable(t: Trajectory, e: UnicodeEncodeError) -> Refused:
+    def writes(part) -> bool:
+        try: return bool(msgspec.json.encode(part))
+        except UnicodeEncodeError: return False
+    parts = [('task_instruction', t.task_instruction), ('tools', t.tools), *((f'conversation[{i}]', m) for i, m in enumerate(t.conversation))]
+    where = next((name for name, part in parts if not writes(part)), 'text')
+    return Refused('not_unicode', f'{t.id}: {where}: found {e.object[e.start]!r}, half a surrogate pair, expected text that UTF-8 can write')
+
 def _or_reason(t: Trajectory, work: Callable) -> tuple[Trajectory, object]:
     try: return t, work()
-    except InputError as e:
+    except (InputError, UnicodeEncodeError) as e:
+        if isinstance(e, UnicodeEncodeError): e = _unwritable(t, e)
         return t, Rejected(reason=getattr(e, 'code', 'template_error'), message=str(e), place=t.id, id=t.id, raw=t.to_dict())
 
 def _batches(plans: Iterable, most: int) -> Iterator[list]:

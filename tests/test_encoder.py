@@ -13,7 +13,7 @@ from actionstudio.tokens import Words, byte_sizes, core, has_seams, ids_of
 
 TOK = smollm2_tokenizer()
 DROPS = CHATML_TOOLS.replace('{% if message.reasoning_content %}', '{% if message.reasoning_content and loop.last %}')
-odd = st.one_of(st.text(max_size=40), st.sampled_from(['', ' ', '\n\n', '<|im_end|>', '<|im_start|>assistant\n', '[/INST]', '</think>', '<tool_call>\n{"name": "f"', 'é\u0301', '\U0001F469\u200D\U0001F680', '\u202e', '0' * 300]))
+odd = st.one_of(st.text(max_size=40), st.sampled_from(['', ' ', '\n\n', '<|im_end|>', '<|im_start|>assistant\n', '[/INST]', '</think>', '<tool_call>\n{"name": "f"', 'é\u0301', '\U0001F469\u200D\U0001F680', '\u202e', '0' * 300, '\ud83e']))
 value = st.recursive(st.one_of(odd, st.integers(-10**12, 10**12), st.booleans(), st.none(), st.floats(allow_nan=False, allow_infinity=False)),
                      lambda v: st.one_of(st.lists(v, max_size=3), st.dictionaries(st.text(min_size=1, max_size=8), v, max_size=3)), max_leaves=6)
 call = st.fixed_dictionaries({'name': st.sampled_from(['f', 'look_up', 'a.b']), 'arguments': st.dictionaries(st.text(min_size=1, max_size=8), value, max_size=3)})
@@ -44,7 +44,7 @@ def trained_runs(row):
 def test_served_exact_or_refused(t, template):
     "The check is written anew: transformers renders and tokenises each prompt, and it must stand before the trained tokens, id for id."
     try: rows = encode(t, TOK, template)
-    except Refused as e: assert e.code and 'conversation[' in str(e); return
+    except Refused as e: assert e.code and ('conversation[' in str(e) or 'task_instruction: ' in str(e)); return
     assert certify(rows, t, TOK, template).ok
     ids = lambda upto, ask: TOK.apply_chat_template([as_chat(m) for _, m in upto], chat_template=template, add_generation_prompt=ask, tokenize=True, return_dict=False)
     seen, met = with_system(t), []
@@ -154,7 +154,7 @@ def test_a_tokenizer_that_was_given_tokens_since_is_probed_anew():
     assert certify([after], t, tok, CHATML_TOOLS).ok and not certify([before], t, tok, CHATML_TOOLS).ok
 
 
-pieces_of_text = st.text(st.one_of(st.characters(), st.sampled_from('aZ09 "\n},.{:\t\u0301é')), max_size=60)
+pieces_of_text = st.text(st.one_of(st.characters(exclude_categories=['Cs']), st.sampled_from('aZ09 "\n},.{:\t\u0301é')), max_size=60)
 WORDS = Words(TOK, byte_sizes(core(TOK)), limit=500)  # Forgets often
 
 
