@@ -111,6 +111,11 @@ def _alone(ct: ChatTemplate, t: Trajectory, rows: list, k: int, prompt: str, thr
     same = commonprefix([through, other])  # Behind these prompts the two differ from their first letter
     return through[len(same):] if prompt.rstrip().endswith(same.rstrip()[-8:]) else None
 
+def _behind(prompt: str, before: str, through: str) -> str | None:  # The answer, where only the heads of prompt and history differ
+    at = prompt.rfind(tail := before[-40:])
+    header = prompt[at + len(tail):]
+    return through[len(before + header):] if at >= 0 and through.startswith(before + header) else None
+
 def _continued(ct: ChatTemplate, t: Trajectory, rows: list, k: int, prompt: str, through: str) -> tuple[str, str, str, str]:  # (P, P + answer, Q, note)
     thought = rows[k][1].get('reasoning_content') or ''
     if through.startswith(prompt): return prompt, through, through, ''
@@ -121,6 +126,7 @@ def _continued(ct: ChatTemplate, t: Trajectory, rows: list, k: int, prompt: str,
     if through.startswith(before := ct.text(t, calm, True)) and before != prompt: return prompt, prompt + through[len(before):], '', 'history_rewritten'
     if found := _joined(prompt, through, thought): return prompt, prompt + found[0], '', found[1]
     if answer := _alone(ct, t, rows, k, prompt, through): return prompt, prompt + answer, '', 'answer_alone'
+    if answer := _behind(prompt, ct.text(t, rows[:k]), through): return prompt, prompt + answer, '', 'other_head'
     raise Refused('does_not_continue', f'{t.id}: conversation[{rows[k][0]}]: the template does not continue its own generation prompt {prompt[len(commonprefix([prompt, through])):]!r:.60}')
 
 # %% ../nbs/11_encode.ipynb #1201acc0

@@ -46,6 +46,7 @@ def _marked(env, source: str) -> nodes.Template | None:
     sets = {n.name for n in loop.find_all(nodes.Name) if n.ctx != 'load'} | {'loop'}
     if not isinstance(loop.target, nodes.Name) or loop.recursive or loop.else_ or any(tail.find_all((nodes.NSRef, nodes.Block))): return None
     if sets & {n.name for n in tail.find_all(nodes.Name)}: return None
+    if any(n.name == 'add_generation_prompt' for part in tree.body[:at + 1] for n in part.find_all(nodes.Name)): return None
     for ask, copy in zip((False, True), copies):
         loop.body += [nodes.Output([nodes.TemplateData(_MARK)]), nodes.With([nodes.Name('add_generation_prompt', 'param')], [nodes.Const(ask)], copy.body[at + 1:])]
     loop.body.append(nodes.Output([nodes.Call(nodes.Name('zq_seen', 'load'), [nodes.Name(loop.target.name, 'load')], [], None, None)]))
