@@ -6,12 +6,13 @@
 __all__ = ['Certificate', 'Served', 'served', 'certify']
 
 # %% ../nbs/12_certify.ipynb #61d0f0b7
+import math
 import re
 from typing import Iterator
 
 import msgspec
 
-from .encode import THOUGHTS, Encoded, cuts
+from .encode import FIELDS, THOUGHTS, Encoded, cuts
 from .render import RAISED, as_text
 from .schema import InputError, Trajectory
 from .template import ChatTemplate, as_rows, probe
@@ -30,6 +31,7 @@ class Served(msgspec.Struct, frozen=True):
     message: int  # Index in `conversation`
     part: int     # How many of its calls came before, where a template takes one call a turn
     calls: int    # and how many this turn makes
+    thought: str  # What it thinks before it speaks
     asks: list[tuple[str, str]]  # (prompt, conversation through this turn), with thinking as it is set and, if that is no prefix, on or off as the turn is
 
 # %% ../nbs/12_certify.ipynb #c3de11dc
@@ -38,13 +40,14 @@ def served(
     ct: ChatTemplate,
 ) -> list[Served]:  # Of all assistant turns, in order. Raises `InputError`
     "What stands before each turn, and what stands there after it."
+    ct.forget()
     rows, out, parts = as_rows(t, ct.dialect), [], {}
     for k, (i, m) in enumerate(rows):
         if m['role'] != 'assistant': continue
         asks, thinks = [(ct.text(t, rows[:k], True), ct.text(t, rows[:k + 1]))], {'enable_thinking': bool(m.get('reasoning_content'))}
         if not asks[0][1].startswith(asks[0][0]): asks.append((ct.text(t, rows[:k], True, **thinks), ct.text(t, rows[:k + 1], **thinks)))
-        calls = len(m.get('tool_calls') or [])
-        out.append(Served(i, parts.get(i, 0), calls, asks)); parts[i] = parts.get(i, 0) + calls
+        calls, thought = len(m.get('tool_calls') or []), t.conversation[i].reasoning_content
+        out.append(Served(i, parts.get(i, 0), calls, thought if isinstance(thought, str) else '', asks)); parts[i] = parts.get(i, 0) + calls
     if out and (now := _now(t, ct, rows[:k + 1]).removesuffix(ct.dialect.tail)) != ct.text(t, rows): raise InputError(f'{t.id}: transformers renders {now[-60:]!r}, and we otherwise')
     return out
 
@@ -59,13 +62,19 @@ def _now(t: Trajectory, ct: ChatTemplate, rows: list) -> str:
 # %% ../nbs/12_certify.ipynb #8c4eff54
 _CLOSES = re.compile('|'.join(map(re.escape, THOUGHTS.values())))
 
-def _expected(prompt: str, answer: str, through: str, stops: re.Pattern) -> bool:
+def _thinks(prompt: str, answer: str, thought: str) -> bool:  # Behind a prompt that opens a thought stands the turn's own, or none, and it is closed
+    if not prompt.rstrip().endswith(tuple(THOUGHTS)): return True
+    closes = list(_CLOSES.finditer(answer))
+    return bool(closes) and answer[:closes[-1].start()].strip() in ('', thought.strip())
+
+def _expected(prompt: str, answer: str, through: str, stops: re.Pattern, thought: str) -> bool:
     found = [m for m in stops.finditer(answer)]
     if len(found) != 1 or found[0].end() != len(answer): return False
     if through.startswith(prompt):
         rest = through[len(prompt):]
         ends = stops.search(rest)
         return answer == rest[:ends.end()] and not rest[ends.end():].strip() if ends else answer[:found[0].start()].rstrip() == rest.rstrip()
+    if not _thinks(prompt, answer, thought): return False
     said, ends = _CLOSES.split(answer)[-1], max((m.end() for m in stops.finditer(through)), default=0)
     if said.strip() and (through[:ends] if not through[ends:].strip() else through).endswith(said.strip()): return True
     said = said[:-len(found[0][0])].strip()  # The stop token stands in the next message
@@ -111,6 +120,13 @@ def _cut(row: Encoded, tok, asks) -> tuple[str, str] | None:
         if parts[0] + parts[1] == row.input_ids and _stretches(row.loss_mask) == [(len(parts[0]), len(row))]: return prompt, row.text[len(prompt):]
 
 # %% ../nbs/12_certify.ipynb #ee261258
+def _shape(row: Encoded, t: Trajectory) -> str:  # What is wrong with a row by itself, or nothing
+    edges = [0, *(s.end for s in row.spans)]
+    if not len(row.input_ids) == len(row.loss_mask) == edges[-1] or set(row.loss_mask) - {0, 1}: return 'ids, mask and spans differ'
+    if any(s.start != a or s.end <= a or s.field not in FIELDS or not -1 <= s.message < len(t.conversation) for a, s in zip(edges, row.spans)): return 'spans are not in order, or name what is not there'
+    if row.weights is not None and not (len(row.weights) == edges[-1] and all(map(math.isfinite, row.weights))): return 'weights are not finite numbers, one a token'
+    return '' if row.trajectory_id == t.id else f'belongs to {row.trajectory_id!r:.40}, expected {t.id!r:.40}'
+
 def _row_problems(row: Encoded, texts: list[str], max_length: int | None) -> Iterator[str]:
     mask, spans = bytes(row.loss_mask), b''.join((b'\x01' if s.trained else b'\x00') * (s.end - s.start) for s in row.spans)
     if mask != spans or len(mask) != len(row.input_ids): yield 'ids, mask and spans differ'
@@ -136,10 +152,11 @@ def certify(
     asks, stops = [a for x in answers for a in x.asks], re.compile('|'.join(map(re.escape, ct.dialect.stops)))
     found, times = [], [0] * len(answers)
     for k, row in enumerate(encoded):
+        if bad := _shape(row, t): found.append(f'row {k}: {bad}'); continue
         found += [f'row {k}: {p}' for p in _row_problems(row, [q for _, q in asks], max_length)]
         for said in _trained(row, ct.tokenizer, asks, special, stops):
             if isinstance(said, str): found.append(f'row {k}: {said}'); continue
-            n = next((n for n, x in enumerate(answers) if any(p == said[0] and _expected(p, said[1], q, stops) for p, q in x.asks)), None)
+            n = next((n for n, x in enumerate(answers) if any(p == said[0] and _expected(p, said[1], q, stops, x.thought) for p, q in x.asks)), None)
             if n is None: found.append(f'row {k}: trains {said[1]!r:.60}, which is no whole turn behind the prompt that a server sends'); continue
             times[n] += 1
             found += _says(t, answers[n], said[1], answers[n].calls, may_drop)

@@ -199,6 +199,10 @@ def _layout(t: Trajectory, rows: list, text: str, turns: dict[int, Turn]) -> Ite
         if x: yield high, len(x.text), k, 'stop'; at = len(x.text)
 
 # %% ../nbs/11_encode.ipynb #82afcbd3
+def _end(tokens: Tokens, char: int, chars: int) -> int:  # One past the last token that begins before `char`; a character may be several tokens
+    k = tokens.at(char) if char < chars else len(tokens.ids)
+    return k if k == len(tokens.ids) or tokens.start(k) >= char else k + 1
+
 def _spans(t: Trajectory, rows: list, text: str, turns: dict[int, Turn], edges: dict[int, tuple[int, int]], trained: set[int], tokens: Tokens) -> list[Span]:
     out, at = [], 0
     def add(end, k, field):
@@ -208,7 +212,7 @@ def _spans(t: Trajectory, rows: list, text: str, turns: dict[int, Turn], edges: 
     for a, b, k, field in _layout(t, rows, text, turns):
         if k in edges: add(edges[k][0], k, 'markup')
         add(max(at, tokens.at(a)), k, 'markup')
-        add(tokens.at(b - 1) + 1, k, field)
+        add(_end(tokens, b, len(text)), k, field)
     add(len(tokens.ids), k, 'markup')
     return out
 

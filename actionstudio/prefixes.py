@@ -22,31 +22,32 @@ class Watched(Sequence):
         rows: list,        # Messages
         far: list[float],  # One number, shared by all that is cut from these messages
         start: int = 0,    # The first that is shown
-    ): self.rows, self.far, self.start = rows, far, start
+    ): self._rows, self._far, self._start = rows, far, start  # Names that a template may not read
 
     def __getitem__(self, k):
         onwards = isinstance(k, slice) and k.stop is None and k.step in (None, 1) and (k.start or 0) >= 0
-        if onwards: return Watched(self.rows, self.far, self.start + (k.start or 0))
-        known = not isinstance(k, slice) and 0 <= k < len(self.rows) - self.start
-        self.far[0] = max(self.far[0], self.start + k if known else math.inf)
-        return self.rows[self.start:][k] if not known else self.rows[self.start + k]
+        if onwards: return Watched(self._rows, self._far, self._start + (k.start or 0))
+        known = not isinstance(k, slice) and 0 <= k < len(self._rows) - self._start
+        self._far[0] = max(self._far[0], self._start + k if known else math.inf)
+        return self._rows[self._start:][k] if not known else self._rows[self._start + k]
 
-    def __len__(self): self.far[0] = math.inf; return len(self.rows) - self.start
+    def __len__(self): self._far[0] = math.inf; return len(self._rows) - self._start
     def __eq__(self, other): return list(self) == other
     def __repr__(self): return repr(list(self))
 
 # %% ../nbs/10_prefixes.ipynb #04112457
 _MARK = f'\0{secrets.token_hex(16)}\0'
 
+def _made(found: list) -> set[str]: return {n.name for n in found if isinstance(n, nodes.Macro) or n.ctx == 'store'}
+
 def _marked(env, source: str) -> nodes.Template | None:
     tree, *copies = (env.parse(source) for _ in range(3))
     at = max((k for k, n in enumerate(tree.body) if isinstance(n, nodes.For)), default=None)
     if at is None: return None
     loop, tail = tree.body[at], nodes.Template(tree.body[at + 1:], lineno=1)
-    sets = {n.name for n in loop.find_all(nodes.Name) if n.ctx != 'load'} | {'loop'}
     if not isinstance(loop.target, nodes.Name) or loop.recursive or loop.else_ or any(tail.find_all((nodes.NSRef, nodes.Block))): return None
-    if sets & {n.name for n in tail.find_all(nodes.Name)}: return None
-    if any(n.name == 'add_generation_prompt' for part in tree.body[:at + 1] for n in part.find_all(nodes.Name)): return None
+    before, after = ([n for part in some for n in part.find_all((nodes.Name, nodes.Macro))] for some in (tree.body[:at + 1], tree.body[at + 1:]))
+    if any(n.name == 'add_generation_prompt' for n in before) or (_made(before) | {'loop'}) & {n.name for n in after} or _made(after) & {n.name for n in before}: return None
     for ask, copy in zip((False, True), copies):
         loop.body += [nodes.Output([nodes.TemplateData(_MARK)]), nodes.With([nodes.Name('add_generation_prompt', 'param')], [nodes.Const(ask)], copy.body[at + 1:])]
     loop.body.append(nodes.Output([nodes.Call(nodes.Name('zq_seen', 'load'), [nodes.Name(loop.target.name, 'load')], [], None, None)]))

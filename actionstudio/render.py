@@ -78,17 +78,17 @@ def as_chat(
     return seen
 
 # %% ../nbs/10_render.ipynb #800206e6
-RAISED = (JinjaError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError)  # What the code in a template may raise
+RAISED = (JinjaError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # What the code in a template may raise
 
 class TemplateFailure(InputError):
     "A chat template raised, at a line and on a message that the error names."
 
 class _Memo:  # The `tojson` filter, once for each object; an object that is held here keeps its id
     def __init__(self, tojson): self.tojson, self.seen = tojson, {}
-    def __call__(self, x, **how):
-        if type(x) not in (dict, list): return self.tojson(x, **how)
-        key = (id(x), str(how)) if how else id(x)
-        if key not in self.seen: self.seen[key] = (x, self.tojson(x, **how))
+    def __call__(self, x, *more, **how):
+        if type(x) not in (dict, list): return self.tojson(x, *more, **how)
+        key = (id(x), str((more, how))) if more or how else id(x)
+        if key not in self.seen: self.seen[key] = (x, self.tojson(x, *more, **how))
         return self.seen[key][1]
 
 _METHODS, _PLAIN = frozenset(dir(dict)), {str, int, float, bool, type(None), list, dict}

@@ -153,6 +153,8 @@ class ChatTemplate:
         self._last = t.tools, self._tools[key]
         return self._last[1]
 
+    def forget(self): self._last = (None, {})  # Before a trajectory is begun: its tools may have been changed in place
+
     def text(self, t: Trajectory, rows: list[tuple[int, dict]], ask: bool = False, **more) -> str:
         "What a server writes for these rows. Raises `TemplateFailure`."
         said = blame(t.id, rows, functools.partial(self.renderer, **self.tools(t) | more), ask)
@@ -160,6 +162,7 @@ class ChatTemplate:
 
     def beginnings(self, t: Trajectory, rows: list[tuple[int, dict]]) -> Callable[[int, bool], str]:  # (number of rows, ask) → as `text` for those rows
         "What a server writes before and after each assistant's turn; from one rendering, as far as it is proven."
+        self.forget()
         at = [k for k, (_, m) in enumerate(rows) if m['role'] == 'assistant']
         try: known = self._prefixes([m for _, m in rows], {(k, True) for k in at} | {(k + 1, False) for k in at}, **self.tools(t)) if self._prefixes else {}
         except RAISED: known = {}  # Rendered one by one, it says where
@@ -298,6 +301,7 @@ def _probe_turns(p: _Probe, d: Dialect, stops) -> Dialect:
     if d.tail: p.note('the end of a turn', 'adapted', f'tail: {d.tail}')
     ends = [_ending(p, d, [_USER, _SAID], _USER, special), _ending(p, d, [_USER, _call(1)], _result(1), special) if d.calls else None]
     if stops is None: stops = [x for x in dict.fromkeys(ends) if x] or [p.tokenizer.eos_token]
+    if None in stops: raise InputError('chat template: found no token that ends a turn, and the tokenizer has no eos_token; expected one of them')
     p.note('stop tokens', 'said' if any(ends) else 'not said', ' '.join(stops))
     return _with(d, stops=tuple(stops))
 

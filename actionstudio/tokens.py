@@ -14,6 +14,7 @@ from itertools import accumulate, chain, product
 from typing import Iterator
 
 import msgspec
+from tokenizers.normalizers import NFC
 
 # %% ../nbs/10_tokens.ipynb #b2b92501
 def core(
@@ -31,8 +32,9 @@ def ids_of(tokenizer, texts: list[str]) -> list[list[int]]:
 
 # %% ../nbs/10_tokens.ipynb #cbd979be
 def marks(tokenizer) -> tuple:
-    "The special tokens of a tokenizer, and what each of them is for."
-    return str(tokenizer.special_tokens_map), *tokenizer.added_tokens_decoder.items()
+    "The special tokens of a tokenizer, what each of them is for, and how it cuts."
+    b = core(tokenizer)
+    return str(tokenizer.special_tokens_map), repr(b.normalizer), repr(b.pre_tokenizer), *tokenizer.added_tokens_decoder.items()
 
 # %% ../nbs/10_tokens.ipynb #e33660bf
 class Tokens(msgspec.Struct, gc=False):
@@ -43,10 +45,12 @@ class Tokens(msgspec.Struct, gc=False):
     pieces: list      # `tokenizers.Encoding` or `Places`, one a piece
 
     def at(self, char: int) -> int:
-        "The token that holds a character."
+        "The token that holds a character, or else the next one."
         k = bisect_right(self.chars, char) - 1
-        found = self.pieces[k].char_to_token(char - self.chars[k])
-        return self.at(char + 1) if found is None else self.firsts[k] + found  # A normaliser may drop a character
+        piece, char = self.pieces[k], char - self.chars[k]
+        found = piece.char_to_token(char)
+        if found is None: found = next((n for n, (_, end) in enumerate(piece.offsets) if end > char), len(piece.ids))  # A character may have no token
+        return self.firsts[k] + found
 
     def start(self, token: int) -> int:
         "The character at which a token begins."
@@ -90,16 +94,16 @@ def byte_sizes(
 
 # %% ../nbs/10_tokens.ipynb #b45d7607
 _SEAM = re.compile(r'(?<=[A-Za-z0-9])(?=[ "\n},.])')
-_INNER = re.compile(r'[ "\n},.][\0-\x7f]*[A-Za-z0-9]')  # Between two of these there is a seam
-_LEFT = ('a', ' The', 'x1', '1234567', "it's", '{"k": 3', 'é a', '東京x', '\n\nZ', '-4', ' user_id', '\tHTTP', '3.14', '\u0301b', 'I2')
-_RIGHT = (' ', ' b', '  b', ' \n', '\n', '\n\n b', '"', '":', '", "c', '}', '}}\n', '},', ',', ', d', ',000', '.', '. E', '.5', '...', '.\n', ' 1', " 's", ' é', '.\u0301', ' 東', '\n\t')
+_INNER = re.compile(r'[ "\n},.][\t\n\r -~]*[A-Za-z0-9]')  # Between two of these there is a seam
+_LEFT = ('a', '"a', '{"key', 'see 4', 'www.site', "'b", '1,5', ' The', 'x1', '1234567', "it's", '{"k": 3', 'é a', '東京x', '\n\nZ', '-4', ' user_id', '\tHTTP', '3.14', '\u0301b', 'I2')
+_RIGHT = ('.com', '.25', ',b', '"b', '}b', '": 1', '\nb', ' ', ' b', '  b', ' \n', '\n', '\n\n b', '"', '":', '", "c', '}', '}}\n', '},', ',', ', d', ',000', '.', '. E', '.5', '...', '.\n', ' 1', " 's", ' é', '.\u0301', ' 東', '\n\t')
 
 def has_seams(
     tokenizer,  # A fast Hugging Face tokenizer
 ) -> bool:
     "Whether it always cuts a text at a seam, so that both sides tokenise on their own."
     backend = core(tokenizer)
-    if not backend.pre_tokenizer or any(_SEAM.search(str(t)) for t in tokenizer.added_tokens_decoder.values()): return False
+    if not backend.pre_tokenizer or not isinstance(backend.normalizer, (NFC, type(None))) or any(_SEAM.search(str(t)) for t in tokenizer.added_tokens_decoder.values()): return False
     plain = backend.normalizer.normalize_str if backend.normalizer else str
     words = lambda text: [w for w, _ in backend.pre_tokenizer.pre_tokenize_str(plain(text))]
     return all(words(a + b) == words(a) + words(b) for a, b in product(_LEFT, _RIGHT))
@@ -133,7 +137,8 @@ class Words:
             ends = [len(ids)]
             if len(words) > 1:
                 token = {end: k for k, end in enumerate(accumulate(map(self.sizes.__getitem__, ids)), 1)}
-                ends = [token[end] for end in accumulate(map(len, words))]
+                ends = [token.get(end) for end in accumulate(map(len, words))]
+                if None in ends or ends[-1] != len(ids): yield from self._learn([[w] for w in words]); continue  # A sign without a token
             yield from ((w, tuple(ids[a:b])) for w, a, b in zip(words, [0, *ends], ends))
 
 # %% ../nbs/10_tokens.ipynb #3ed66722
@@ -147,8 +152,9 @@ class Pieces:
         self.tokenizer, self.limit, self.known, self.size = tokenizer, limit, {}, 0
         special = sorted((str(t) for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         self.cut = re.compile('(' + '|'.join(map(re.escape, special)) + ')') if special else None
-        odd = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.lstrip or t.rstrip or t.single_word or t.normalized]
-        self.apart, self.sizes = bool(special) and self._holds([*odd[:12], *special[:12]]), byte_sizes(core(tokenizer))
+        odd = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.lstrip or t.rstrip or t.single_word]
+        plain = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.normalized]
+        self.apart, self.sizes = bool(special) and len(odd) <= 12 and self._holds([*odd, *plain[:12], *special[:12]]), byte_sizes(core(tokenizer))
         self.ids = Words(tokenizer, self.sizes) if self.apart and self.sizes and has_seams(tokenizer) else partial(ids_of, tokenizer)
 
     def split(self, text: str) -> list[str]: return [p for p in self.cut.split(text) if p] if self.apart else [text]

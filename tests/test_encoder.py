@@ -3,6 +3,8 @@ from itertools import groupby
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
+from pytest import raises
 
 from actionstudio.assets import smollm2_tokenizer
 from actionstudio.certify import certify
@@ -13,7 +15,7 @@ from actionstudio.tokens import Words, byte_sizes, core, has_seams, ids_of
 
 TOK = smollm2_tokenizer()
 DROPS = CHATML_TOOLS.replace('{% if message.reasoning_content %}', '{% if message.reasoning_content and loop.last %}')
-odd = st.one_of(st.text(max_size=40), st.sampled_from(['', ' ', '\n\n', '<|im_end|>', '<|im_start|>assistant\n', '[/INST]', '</think>', '<tool_call>\n{"name": "f"', 'é\u0301', '\U0001F469\u200D\U0001F680', '\u202e', '0' * 300, '\ud83e']))
+odd = st.one_of(st.text(max_size=40), st.sampled_from(['', ' ', '\n\n', '<|im_end|>', '<|im_start|>assistant\n', '[/INST]', '</think>', '<tool_call>\n{"name": "f"', 'é\u0301', '\U0001F469\u200D\U0001F680', '\u202e', '0' * 300, '1990\x1390s, x', '\ud83e']))
 value = st.recursive(st.one_of(odd, st.integers(-10**12, 10**12), st.booleans(), st.none(), st.floats(allow_nan=False, allow_infinity=False)),
                      lambda v: st.one_of(st.lists(v, max_size=3), st.dictionaries(st.text(min_size=1, max_size=8), v, max_size=3)), max_leaves=6)
 call = st.fixed_dictionaries({'name': st.sampled_from(['f', 'look_up', 'a.b']), 'arguments': st.dictionaries(st.text(min_size=1, max_size=8), value, max_size=3)})
@@ -154,7 +156,7 @@ def test_a_tokenizer_that_was_given_tokens_since_is_probed_anew():
     assert certify([after], t, tok, CHATML_TOOLS).ok and not certify([before], t, tok, CHATML_TOOLS).ok
 
 
-pieces_of_text = st.text(st.one_of(st.characters(exclude_categories=['Cs']), st.sampled_from('aZ09 "\n},.{:\t\u0301é')), max_size=60)
+pieces_of_text = st.text(st.one_of(st.characters(exclude_categories=['Cs']), st.sampled_from('aZ09 "\n},.{:\t\u0301é\x13')), max_size=60)
 WORDS = Words(TOK, byte_sizes(core(TOK)), limit=500)  # Forgets often
 
 
@@ -163,3 +165,60 @@ WORDS = Words(TOK, byte_sizes(core(TOK)), limit=500)  # Forgets often
 def test_words_are_the_tokenizers_own(texts):
     assert has_seams(TOK)
     assert WORDS(texts) == ids_of(TOK, texts)
+
+
+def talk(*said, tools=()):
+    rows = [{'role': r, 'content': c} for r, c in zip(('user', 'assistant') * len(said), said)]
+    return Trajectory.from_dict({'unique_trajectory_id': 't', 'task_instruction': '', 'tools': list(tools), 'conversation': rows})
+
+
+PLAIN = '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+
+
+def test_signs_without_a_token_stop_nothing():
+    t = talk('1990 \x1390s x', 'so\x13it is')
+    [row] = encode(t, TOK, PLAIN)
+    assert row.input_ids == TOK.encode(row.text, add_special_tokens=False) and certify([row], t, TOK, PLAIN).ok
+    with raises(Refused, match='no token for'): encode(talk('x', '\x13' * 1500 + 'y'), TOK, PLAIN)
+
+
+def test_what_a_filter_raises_is_a_refusal():
+    sorts = '{% for t in tools or [] %}{{ t.function.name }}{% for k, v in t.function.parameters.properties | dictsort %}{{ k }}{% endfor %}{% endfor %}' + PLAIN
+    bad = {'type': 'function', 'function': {'name': 'f', 'description': 'd', 'parameters': {'type': 'object', 'properties': None}}}
+    [(_, said)] = encode_all([talk('x', 'y', tools=[bad])], TOK, sorts)
+    assert said.reason == 'template_error' and 'has no attribute' in said.message
+
+
+def test_tools_changed_in_place_are_seen():
+    tool = lambda name: {'type': 'function', 'function': {'name': name, 'description': '', 'parameters': {'type': 'object', 'properties': {}}}}
+    t = talk('x', 'y', tools=[tool('one')])
+    before = encode(t, TOK, CHATML_TOOLS)
+    t.tools.extend(talk('x', 'y', tools=[tool('two')]).tools)
+    assert '"two"' in encode(t, TOK, CHATML_TOOLS)[0].text and not certify(before, t, TOK, CHATML_TOOLS).ok
+
+
+def test_a_row_that_is_none_is_not_certified():
+    ok = lambda **changed: certify([replace(fresh(), **changed)], RUN, TOK, CHATML_TOOLS).ok
+    row = fresh()
+    assert ok() and ok(weights=[2. * m for m in row.loss_mask])
+    assert not ok(trajectory_id='another') and not ok(loss_mask=[300 * m for m in row.loss_mask]) and not ok(loss_mask=[*row.loss_mask, 0])
+    assert not ok(weights=[float('nan') * m for m in row.loss_mask]) and not ok(weights=[1.])
+    assert not ok(spans=[replace(row.spans[0], field='other'), *row.spans[1:]]) and not ok(spans=[replace(row.spans[0], message=99), *row.spans[1:]]) and not ok(spans=row.spans[1:])
+
+
+def test_a_thought_that_nobody_had_is_not_certified():
+    opens, t = PLAIN.replace('assistant\n{% endif', 'assistant\n<think>\n{% endif'), talk('x', 'y')
+    [row] = encode(t, TOK, opens)
+    prompt = row.text[:row.text.index('<think>') + 8]
+    def made(answer):
+        head, ids = (TOK.encode(x, add_special_tokens=False) for x in (prompt, prompt + answer))
+        mask = [0] * len(head) + [1] * (len(ids) - len(head))
+        return certify([replace(row, text=prompt + answer, input_ids=ids, loss_mask=mask, spans=[Span(0, len(head), 0, 'markup', False), Span(len(head), len(ids), 1, 'content', True)])], t, TOK, opens).ok
+    assert row.notes == ['thought_closed'] and made(row.text[len(prompt):].rstrip('\n'))
+    assert not any(made(x) for x in ('Made up.\n</think>\ny<|im_end|>', 'y<|im_end|>', '</think>\n</think></think>y<|im_end|>'))
+
+
+def test_a_letter_of_several_tokens_is_one_field():
+    t = talk('x', 'ok \U0001F71A')
+    [row] = encode(t, TOK, PLAIN)
+    assert TOK.decode([i for s in row.spans if s.field == 'content' and s.trained for i in row.input_ids[s.start:s.end]]) == 'ok \U0001F71A'
