@@ -83,13 +83,24 @@ RAISED = (JinjaError, ArithmeticError, AssertionError, AttributeError, LookupErr
 class TemplateFailure(InputError):
     "A chat template raised, at a line and on a message that the error names."
 
-class _Memo:  # The `tojson` filter, once for each object; an object that is held here keeps its id
-    def __init__(self, tojson): self.tojson, self.seen = tojson, {}
+class _Memo:  # The `tojson` filter, once for each object, which keeps its id as long as it is held here
+    def __init__(self, tojson): self.tojson, self.seen, self.kept, self.held = tojson, {}, {}, {}
+
+    def forget(self, everything: bool = False):  # What the user may change: all but what was said to `keep`
+        self.seen.clear()
+        if everything: self.kept.clear(); self.held.clear()
+
+    def keep(self, x):  # With all that is in it
+        if type(x) not in (dict, list): return
+        self.held[id(x)] = x
+        for inner in x.values() if type(x) is dict else x: self.keep(inner)
+
     def __call__(self, x, *more, **how):
         if type(x) not in (dict, list): return self.tojson(x, *more, **how)
         key = (id(x), str((more, how))) if more or how else id(x)
-        if key not in self.seen: self.seen[key] = (x, self.tojson(x, *more, **how))
-        return self.seen[key][1]
+        known = self.kept if id(x) in self.held else self.seen
+        if key not in known: known[key] = (x, self.tojson(x, *more, **how))
+        return known[key][1]
 
 _METHODS, _PLAIN = frozenset(dir(dict)), {str, int, float, bool, type(None), list, dict}
 _ALLOWED = {dict: {'get', 'items', 'keys', 'values'}, str: {'startswith', 'endswith', 'strip', 'lstrip', 'rstrip', 'split', 'rsplit', 'replace', 'lower', 'upper', 'find'},
@@ -129,7 +140,7 @@ class Renderer:
 
     def __call__(self, messages: list[dict], ask: bool = False, **more) -> str:  # `ask`: end with the header that asks the assistant to speak
         "Raises whatever the template raises."
-        if len(self.memo.seen) > 5_000: self.memo.seen.clear()
+        if len(self.memo.seen) > 5_000: self.memo.forget()
         return self.template.render(self.given | more, messages=messages, add_generation_prompt=ask)
 
 # %% ../nbs/10_render.ipynb #b4f5ce9a
@@ -145,7 +156,9 @@ def render(
 ) -> str:                               # Raises `TemplateFailure`
     "The text that a server would build from the messages before `upto`."
     seen = [(i, as_chat(m)) for i, m in with_system(t) if upto is None or i < upto]
-    return blame(t.id, seen, functools.partial(_renderer(tokenizer, chat_template or tokenizer.chat_template), tools=[x.to_dict() for x in t.tools] or None), generation_prompt)
+    write = _renderer(tokenizer, chat_template or tokenizer.chat_template)
+    write.memo.forget()
+    return blame(t.id, seen, functools.partial(write, tools=[x.to_dict() for x in t.tools] or None), generation_prompt)
 
 # %% ../nbs/10_render.ipynb #4cbfcb17
 def blame(

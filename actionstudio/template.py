@@ -148,12 +148,13 @@ class ChatTemplate:
         if self._last[0] is t.tools: return self._last[1]
         key = msgspec.json.encode(t.tools)
         if key not in self._tools:
-            if len(self._tools) > 500: self._tools.clear()
+            if len(self._tools) > 500: self._tools.clear(); self.renderer.memo.forget(everything=True)
             self._tools[key] = tools_for([x.to_dict() for x in t.tools], self.dialect)
+            self.renderer.memo.keep(self._tools[key])
         self._last = t.tools, self._tools[key]
         return self._last[1]
 
-    def forget(self): self._last = (None, {})  # Before a trajectory is begun: its tools may have been changed in place
+    def forget(self): self._last = (None, {}); self.renderer.memo.forget()  # Before a trajectory is begun: it may have been changed in place
 
     def text(self, t: Trajectory, rows: list[tuple[int, dict]], ask: bool = False, **more) -> str:
         "What a server writes for these rows. Raises `TemplateFailure`."

@@ -197,6 +197,14 @@ def test_tools_changed_in_place_are_seen():
     assert '"two"' in encode(t, TOK, CHATML_TOOLS)[0].text and not certify(before, t, TOK, CHATML_TOOLS).ok
 
 
+def test_arguments_changed_in_place_are_seen():
+    t = Trajectory.from_dict(RUN.to_dict())
+    before = encode(t, TOK, CHATML_TOOLS)
+    t.conversation[1].tool_calls[0].function.arguments['city'] = 'Rome'
+    after = encode(t, TOK, CHATML_TOOLS)
+    assert '"Rome"' in after[0].text and certify(after, t, TOK, CHATML_TOOLS).ok and not certify(before, t, TOK, CHATML_TOOLS).ok
+
+
 def test_a_row_that_is_none_is_not_certified():
     ok = lambda **changed: certify([replace(fresh(), **changed)], RUN, TOK, CHATML_TOOLS).ok
     row = fresh()
