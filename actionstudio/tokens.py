@@ -115,7 +115,7 @@ class Words:
         self,
         tokenizer,              # A fast Hugging Face tokenizer that `has_seams`
         sizes: dict[int, int],  # Its `byte_sizes`
-        limit: int = 1_000_000, # Characters to remember, about 30 bytes each
+        limit: int = 1_000_000, # Characters to remember, about 23 bytes each
     ):
         self.tokenizer, self.sizes, self.limit, self.known, self.size = tokenizer, sizes, limit, {}, 0
 
